@@ -1,0 +1,322 @@
+"""The one tree of settings. A run is a `RunConfig`; its hash is the run's identity.
+
+Field descriptions are the documentation: the config reference and the starter files are
+generated from them.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    path: str = Field("embedded", description="`embedded`, a local folder, or a hub id.")
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    load_in_4bit: bool = Field(
+        False, description="Load the base in 4-bit NF4 with double quantization (QLoRA)."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Leave false in a hospital."
+    )
+
+
+class ColumnsConfig(Section):
+    """Which column of the files plays which part. Null: the part's own name, if there."""
+
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    label: str | None = None
+    record_id: str | None = Field(None, description="Unique id of a row; null: its position.")
+    privacy_unit: str | None = Field(
+        None, description="Whom a row belongs to (a patient id); null: every row is its own unit."
+    )
+
+
+class DataConfig(Section):
+    """Where examples come from and how rows are read."""
+
+    source: Literal["embedded", "files", "hub"] = Field(
+        "embedded", description="`embedded` synthetic clinical notes, local `files`, or the `hub`."
+    )
+    train_files: list[str] = Field(
+        default_factory=list,
+        description="JSONL, CSV, Parquet files or `datasets` folders; globs are expanded.",
+    )
+    test_files: list[str] = Field(
+        default_factory=list, description="Held-out files; if empty, `test_fraction` is split off."
+    )
+    hub_id: str | None = Field(None, description="Hub dataset id when `source: hub`.")
+    hub_split: str = Field("train", description="Split of the hub dataset.")
+    format: Literal["auto", "text", "prompt_completion", "messages", "text_label"] = Field(
+        "auto", description="What a row is; `auto` tells from its columns."
+    )
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
+    bad_rows: Literal["refuse", "skip"] = Field(
+        "refuse", description="Refuse the run on a bad row, or skip it and count it."
+    )
+    test_fraction: OpenFraction = Field(
+        0.1, description="Share of privacy units held out when there are no `test_files`."
+    )
+    embedded_patients: PositiveInt = Field(
+        320, le=100_000, description="Patients to generate when `source: embedded`."
+    )
+
+    @model_validator(mode="after")
+    def _source_has_its_fields(self) -> "DataConfig":
+        if self.source == "files" and not self.train_files:
+            raise ValueError("`source: files` needs `data.train_files`")
+        if self.source == "hub" and not self.hub_id:
+            raise ValueError("`source: hub` needs `data.hub_id`")
+        if self.source != "files" and (self.train_files or self.test_files):
+            raise ValueError(
+                f"`train_files` and `test_files` need `source: files`, not `source: {self.source}`"
+            )
+        if self.source != "hub" and self.hub_id:
+            raise ValueError(f"`hub_id` needs `source: hub`, not `source: {self.source}`")
+        return self
+
+
+class TaskConfig(Section):
+    """What is learned."""
+
+    name: Literal["causal_lm", "sequence_classification"] = Field(
+        "causal_lm", description="The task."
+    )
+    max_length: PositiveInt = Field(256, le=1_048_576, description="Tokens kept of an example.")
+    loss_on: Literal["completion", "all"] = Field(
+        "completion",
+        description="causal_lm: learn the completion (or assistant turns) only, or every token.",
+    )
+    packing: bool = Field(
+        False,
+        description="causal_lm: put several examples in one row of `max_length`; attention "
+        "never crosses from one to the next.",
+    )
+    labels: list[str] = Field(
+        default_factory=list,
+        description="sequence_classification: label names in order; empty: sorted from the data.",
+    )
+
+
+class AdapterConfig(Section):
+    """What is trained on top of the base model."""
+
+    method: Literal["lora", "ia3", "prefix_tuning", "prompt_tuning", "full"] = Field(
+        "lora", description="PEFT method, or `full` fine-tuning."
+    )
+    lora_r: PositiveInt = Field(8, le=4096, description="Rank.")
+    lora_alpha: PositiveFloat = Field(16.0, description="Scale: the update is alpha/r * B A.")
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="`all-linear` or a list of module names."
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (rsLoRA).")
+    use_dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA).")
+    freeze_a: bool = Field(
+        False, description="FFA-LoRA: A stays at its shared start, only B is trained and sent."
+    )
+    num_virtual_tokens: PositiveInt = Field(
+        16, le=4096, description="Length of a prefix or prompt."
+    )
+
+    @model_validator(mode="after")
+    def _flags_need_lora(self) -> "AdapterConfig":
+        for flag in ("use_rslora", "use_dora", "freeze_a"):
+            if getattr(self, flag) and self.method != "lora":
+                raise ValueError(f"`{flag}` needs `method: lora`, not `method: {self.method}`")
+        return self
+
+
+class TrainingConfig(Section):
+    """The optimizer loop. In a federation: of one silo in one round."""
+
+    learning_rate: PositiveFloat = Field(2e-3, description="Peak learning rate.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer.")
+    momentum: Fraction = Field(0.0, description="sgd: momentum.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Weight decay.")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Decay after warm-up."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Linear warm-up steps.")
+    max_steps: PositiveInt | None = Field(None, description="Optimizer steps; null: by epochs.")
+    num_epochs: PositiveFloat = Field(1.0, description="Passes over the data without `max_steps`.")
+    batch_size: PositiveInt = Field(16, description="Examples a step: what privacy counts.")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="Examples that fit in memory at once; null: `batch_size`."
+    )
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="Gradient clipping; null: none.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`auto`: bf16 on a GPU that has it, else fp32."
+    )
+    gradient_checkpointing: bool = Field(False, description="Less memory for more time.")
+    eval_steps: PositiveInt | None = Field(None, description="Evaluate every n steps (train only).")
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="Stop after n evaluations without a lower loss, and keep the best."
+    )
+    save_steps: PositiveInt | None = Field(None, description="Checkpoint every n steps.")
+    logging_steps: PositiveInt = Field(10, description="Log every n steps.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TrainingConfig":
+        if self.micro_batch_size and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"`micro_batch_size` ({self.micro_batch_size}) is larger than "
+                f"`batch_size` ({self.batch_size})"
+            )
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ValueError("`early_stopping_patience` needs `training.eval_steps`")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError("`momentum` needs `optimizer: sgd`")
+        return self
+
+
+class PartitionConfig(Section):
+    """How one data set is divided into silos for a simulation."""
+
+    by: Literal["column", "iid", "dirichlet", "quantity"] = Field(
+        "column", description="A natural column, at random, label skew, or quantity skew."
+    )
+    column: str | None = Field(
+        None, description="Column that names the silo (`by: column`); embedded data: `specialty`."
+    )
+    silos: PositiveInt = Field(8, le=100_000, description="Number of silos, unless `by: column`.")
+    alpha: PositiveFloat = Field(0.5, description="Dirichlet concentration; smaller: more skew.")
+
+
+class ServerOptimizerConfig(Section):
+    """How the averaged delta moves the global adapter."""
+
+    name: Literal["none", "fedavgm", "fedadam"] = Field("none", description="Server optimizer.")
+    learning_rate: PositiveFloat = Field(1.0, description="Server learning rate.")
+    momentum: Fraction = Field(0.9, description="fedavgm: momentum.")
+    beta1: Fraction = Field(0.9, description="fedadam: first moment decay.")
+    beta2: Fraction = Field(0.99, description="fedadam: second moment decay.")
+    tau: PositiveFloat = Field(1e-3, description="fedadam: adaptivity floor.")
+
+
+class FederationConfig(Section):
+    """Rounds, silos and aggregation."""
+
+    rounds: PositiveInt = Field(10, le=100_000, description="Rounds.")
+    partition: PartitionConfig = Field(default_factory=PartitionConfig)
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Share of silos sampled each round."
+    )
+    min_silos: PositiveInt = Field(
+        2, description="A round with fewer good replies fails and the run stops."
+    )
+    proximal_mu: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="FedProx: weight of the pull towards the received adapter."
+    )
+    aggregation: Literal["fedavg", "fedex", "svd"] = Field(
+        "fedavg",
+        description="`fedavg`: average what is sent. `fedex`: FedEx-LoRA, average plus the exact "
+        "residual. `svd`: average the products B A and truncate to `lora_r`.",
+    )
+    server_optimizer: ServerOptimizerConfig = Field(default_factory=ServerOptimizerConfig)
+    silo_ranks: dict[str, PositiveInt] = Field(
+        default_factory=dict, description="`svd` only: silo name to a rank below `lora_r`."
+    )
+    round_timeout_seconds: PositiveFloat = Field(
+        3600.0, description="Deadline of a round: later replies are not waited for."
+    )
+    engine: Literal["inprocess", "ray"] = Field(
+        "inprocess", description="simulate: in this process, or Flower's Simulation Runtime."
+    )
+
+
+class PrivacyConfig(Section):
+    """Differential privacy. Only `none` exists in this release; other modes are refused."""
+
+    mode: Literal["none"] = Field("none", description="Who adds noise: nobody.")
+
+
+class OutputConfig(Section):
+    """Where results go."""
+
+    dir: str = Field("runs/run", description="The run folder.")
+    loggers: list[Literal["tensorboard", "mlflow"]] = Field(
+        default_factory=list, description="Loggers besides metrics.jsonl."
+    )
+
+
+class RunConfig(Section):
+    """Everything that decides a run's result."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    federation: FederationConfig = Field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    secure_aggregation: Literal[False] = Field(
+        False, description="Hide single deltas from the coordinator: not in this release."
+    )
+    output: OutputConfig = Field(default_factory=OutputConfig)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of everything.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "RunConfig":
+        adapter, federation = self.adapter, self.federation
+        if self.model.load_in_4bit and adapter.method == "full":
+            raise ValueError("`model.load_in_4bit` needs an adapter: 4-bit weights can't train")
+        if self.task.packing and self.task.name != "causal_lm":
+            raise ValueError("`task.packing` needs `task.name: causal_lm`")
+        if self.task.labels and self.task.name != "sequence_classification":
+            raise ValueError("`task.labels` needs `task.name: sequence_classification`")
+        if self.task.name == "sequence_classification" and self.data.format not in (
+            "auto",
+            "text_label",
+        ):
+            raise ValueError("`task.name: sequence_classification` needs `data.format: text_label`")
+        if federation.aggregation != "fedavg":
+            if adapter.method != "lora":
+                raise ValueError(
+                    f"`federation.aggregation: {federation.aggregation}` needs "
+                    "`adapter.method: lora`"
+                )
+            if adapter.freeze_a or adapter.use_dora:
+                raise ValueError(
+                    f"`federation.aggregation: {federation.aggregation}` can't be used with "
+                    "`adapter.freeze_a` (already exact) or `adapter.use_dora`"
+                )
+            if federation.server_optimizer.name != "none":
+                raise ValueError(
+                    f"`federation.server_optimizer` needs `federation.aggregation: fedavg`, "
+                    f"not `{federation.aggregation}`"
+                )
+        if federation.silo_ranks:
+            if federation.aggregation != "svd":
+                raise ValueError("`federation.silo_ranks` needs `federation.aggregation: svd`")
+            for silo, rank in federation.silo_ranks.items():
+                if rank > adapter.lora_r:
+                    raise ValueError(
+                        f"`federation.silo_ranks.{silo}` is {rank}, above `adapter.lora_r` "
+                        f"({adapter.lora_r})"
+                    )
+        return self
+
+    def canonical_json(self) -> str:
+        """The resolved settings as one sorted line, without the output section."""
+        return json.dumps(self.model_dump(mode="json", exclude={"output"}), sort_keys=True)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the settings that decide the result (all but `output`): the run's identity."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
