@@ -1,0 +1,1 @@
+"""Rows in files become examples; examples are split by privacy unit and divided into silos."""

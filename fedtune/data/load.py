@@ -1,0 +1,161 @@
+"""From a run's settings to its train and test examples."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fedtune.config.schema import DataConfig, RunConfig
+from fedtune.data.examples import ExampleSet
+from fedtune.data.formats import Layout, find_layout
+from fedtune.data.readers import RawRow, expand_files, load_hub, read_dataset, read_file
+from fedtune.data.split import split_by_unit
+from fedtune.data.store import BadRows, Source, file_digest, peek_columns, store
+from fedtune.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What is learned from and what it is judged on; no privacy unit is in both."""
+
+    train: ExampleSet
+    test: ExampleSet
+    bad_rows: BadRows = BadRows()
+
+    @property
+    def labels(self) -> list[str]:
+        """Sorted labels of both sets; empty if rows have none."""
+        if self.train.format != "text_label":
+            return []
+        return sorted({*self.train.groups("label")[1], *self.test.groups("label")[1]})
+
+
+def load_splits(config: RunConfig) -> Splits:
+    """Read, check and split the data that `config` names. Raises `InputError`.
+
+    With `data.bad_rows: skip` the rows left out are counted in `bad_rows` and logged.
+    """
+    examples, bad = read_examples(config, _sources(config), keep_going=_skips(config))
+    if config.data.test_files:
+        sources = file_sources(config.data.test_files)
+        test, bad_test = read_examples(config, sources, keep_going=_skips(config), is_test=True)
+        _check_apart(config, examples, test)
+        train, bad = examples, bad + bad_test
+    else:
+        train, test = split_by_unit(examples, config.data.test_fraction, config.seed)
+    if bad.count:
+        _log.warning("left out %s", bad)
+    return Splits(train, test, bad)
+
+
+def read_examples(
+    config: RunConfig, sources: Sequence[Source], *, keep_going: bool, is_test: bool = False
+) -> tuple[ExampleSet, BadRows]:
+    """All rows of `sources` as examples. Test rows need no silo column."""
+    found = [(s, source_layout(config, s, silo_optional=is_test)) for s in sources]
+    formats = {layout.format for _, layout in found}
+    if len(formats) > 1:
+        raise InputError(
+            "files of different formats can't be mixed: "
+            + ", ".join(f"{s.shown} is {layout.format}" for s, layout in found),
+            where="data.train_files",
+            mend="set `data.format` and `data.columns`, or use files of one format",
+        )
+    return store(found, keep_going=keep_going)
+
+
+def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = False) -> Layout:
+    """How the rows of `source` are read under `config`. Raises `InputError`."""
+    columns = peek_columns(source.read())
+    if not columns:
+        first = next(source.read(), None)
+        problem = f"no usable row; line {first.line}: {first.problem}" if first else "no rows"
+        raise InputError(problem, where=source.shown)
+    silo = config.federation.partition.column
+    if config.data.source == "embedded":
+        silo = silo or "specialty"
+    if silo_optional and silo not in columns:
+        silo = None
+    data = _embedded_data(config) if config.data.source == "embedded" else config.data
+    return find_layout(columns, data, task=config.task.name, silo=silo, where=source.shown)
+
+
+def file_sources(patterns: Sequence[str]) -> list[Source]:
+    """A source for each file that `patterns` name, with short names that tell them apart."""
+    paths = expand_files(patterns)
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        top = os.path.commonpath([path.absolute().parent for path in paths])
+        names = [path.absolute().relative_to(top).as_posix() for path in paths]
+    return [
+        Source(name, str(path), partial(read_file, path), file_digest(path))
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _sources(config: RunConfig) -> list[Source]:
+    data = config.data
+    if data.source == "files":
+        return file_sources(data.train_files)
+    if data.source == "embedded":
+        return [_embedded_source(data.embedded_patients, config.seed)]
+    assert data.hub_id is not None  # noqa: S101 - the schema saw to it
+    rows = load_hub(data.hub_id, data.hub_split)
+    content = f"{data.hub_id} {data.hub_split} {rows._fingerprint}"
+    return [Source(data.hub_id, data.hub_id, partial(read_dataset, rows), content)]
+
+
+def _embedded_source(patients: int, seed: int) -> Source:
+    from fedtune.data.embedded import clinical
+
+    def read() -> Iterator[RawRow]:
+        for number, note in enumerate(clinical.generate_notes(patients, seed), 1):
+            yield RawRow(number, note)
+
+    # the generator's own text is part of the key: an edited generator makes other notes
+    code = file_digest(Path(clinical.__file__).parent)
+    return Source("embedded", "embedded", read, json.dumps([patients, seed, code]))
+
+
+def _embedded_data(config: RunConfig) -> DataConfig:
+    """Notes have the columns of every format: without a wish, the task decides."""
+    data, columns = config.data, config.data.columns
+    if data.format == "auto":
+        classify = config.task.name == "sequence_classification"
+        data = data.model_copy(update={"format": "text_label" if classify else "prompt_completion"})
+    identity = {
+        "record_id": columns.record_id or "record_id",
+        "privacy_unit": columns.privacy_unit or "patient_id",
+    }
+    return data.model_copy(update={"columns": columns.model_copy(update=identity)})
+
+
+def _skips(config: RunConfig) -> bool:
+    return config.data.bad_rows == "skip"
+
+
+def _check_apart(config: RunConfig, train: ExampleSet, test: ExampleSet) -> None:
+    shared = expand_files(config.data.test_files)
+    both = {p.resolve() for p in shared} & {
+        p.resolve() for p in expand_files(config.data.train_files)
+    }
+    if both:
+        raise InputError("also one of the train files", where=min(both))
+    if train.format != test.format:
+        raise InputError(
+            f"test rows are {test.format}, train rows {train.format}", where="data.test_files"
+        )
+    if not config.data.columns.privacy_unit:
+        return
+    common = set(train.groups("unit_id")[1]) & set(test.groups("unit_id")[1])
+    if common:
+        raise InputError(
+            f"{len(common)} privacy units are in both the train and the test files",
+            where="data.test_files",
+            mend="move each unit's rows to one side, or leave `data.test_files` empty",
+        )

@@ -1,0 +1,160 @@
+"""Dividing examples into silos: by a column, at random, by label skew or by quantity skew.
+
+A privacy unit is never split across silos; the silos are disjoint, complete and not empty.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedtune.config.schema import PartitionConfig
+from fedtune.data.examples import ExampleSet
+from fedtune.errors import InputError
+
+Partition = dict[str, list[int]]
+_FIELD = "federation.partition"
+_DRAWS = 100
+
+
+def partition(examples: ExampleSet, config: PartitionConfig, seed: int) -> Partition:
+    """Row indices of each silo, ordered by silo name; a pure function of its arguments.
+
+    Raises `InputError` when the data can't be divided as asked.
+    """
+    if config.by == "column":
+        return _by_column(examples)
+    units, unit_names = examples.groups("unit_id")
+    if config.silos > len(unit_names):
+        raise InputError(
+            f"{config.silos} silos can't be made of {len(unit_names)} privacy units",
+            where=f"{_FIELD}.silos",
+            expected="at least one privacy unit a silo",
+        )
+    rng = np.random.default_rng(seed)
+    silo_of_unit = _RULES[config.by](examples, units, len(unit_names), config, rng)
+    width = len(str(config.silos - 1))
+    silo_of_row = silo_of_unit[units]
+    return {
+        f"silo-{i:0{width}}": np.flatnonzero(silo_of_row == i).tolist() for i in range(config.silos)
+    }
+
+
+def _by_column(examples: ExampleSet) -> Partition:
+    silos, names = examples.groups("silo")
+    if not names or "" in names:
+        raise InputError(
+            "the rows name no silo",
+            where=f"{_FIELD}.column",
+            mend="set it to the column that names the silo, or set `federation.partition.by` "
+            "to iid, dirichlet or quantity",
+        )
+    units, unit_names = examples.groups("unit_id")
+    low = np.full(len(unit_names), len(names))
+    high = np.full(len(unit_names), -1)
+    np.minimum.at(low, units, silos)
+    np.maximum.at(high, units, silos)
+    if split := int(np.sum(low != high)):
+        raise InputError(
+            f"{split} privacy units have rows in more than one silo",
+            where=f"{_FIELD}.column",
+            expected="every row of a privacy unit in one silo",
+            mend="name another column here or in `data.columns.privacy_unit`",
+        )
+    return {name: np.flatnonzero(silos == i).tolist() for i, name in enumerate(names)}
+
+
+def _iid(
+    _: ExampleSet, __: np.ndarray, count: int, config: PartitionConfig, rng: np.random.Generator
+) -> np.ndarray:
+    return rng.permutation(np.arange(count) % config.silos)
+
+
+def _quantity(
+    _: ExampleSet, __: np.ndarray, count: int, config: PartitionConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """One unit for each silo, the rest in Dirichlet(alpha) shares."""
+    shares = _shares(config, rng)
+    sizes = 1 + rng.multinomial(count - config.silos, shares)
+    return rng.permutation(np.repeat(np.arange(config.silos), sizes))
+
+
+def _dirichlet(
+    examples: ExampleSet,
+    units: np.ndarray,
+    count: int,
+    config: PartitionConfig,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Each label's units in Dirichlet(alpha) shares; a unit's label is its first row's."""
+    if examples.format != "text_label":
+        raise InputError(
+            f"label skew needs labels, and rows are {examples.format}",
+            where=f"{_FIELD}.by",
+            mend="use `quantity` or `iid`, or text/label data",
+        )
+    labels, _ = examples.groups("label")
+    label_of_unit = labels[np.unique(units, return_index=True)[1]]
+    for _draw in range(_DRAWS):
+        silo_of_unit = np.empty(count, dtype=np.int64)
+        for label in np.unique(label_of_unit):
+            members = np.flatnonzero(label_of_unit == label)
+            silo_of_unit[members] = rng.choice(
+                config.silos, size=len(members), p=_shares(config, rng)
+            )
+        if len(np.unique(silo_of_unit)) == config.silos:
+            return silo_of_unit
+    raise InputError(
+        f"label skew with alpha {config.alpha} left a silo of {config.silos} empty "
+        f"in each of {_DRAWS} draws",
+        where=f"{_FIELD}.alpha",
+        mend="raise alpha or lower `federation.partition.silos`",
+    )
+
+
+def _shares(config: PartitionConfig, rng: np.random.Generator) -> np.ndarray:
+    shares = rng.dirichlet(np.full(config.silos, config.alpha))
+    if np.isfinite(shares).all() and shares.sum() > 0:
+        return shares / shares.sum()
+    # the limit of a vanishing alpha, where every gamma draw underflows: one silo has it all
+    return np.eye(config.silos)[rng.integers(config.silos)]
+
+
+_Rule = Callable[
+    [ExampleSet, np.ndarray, int, PartitionConfig, np.random.Generator],
+    np.ndarray,
+]
+_RULES: dict[str, _Rule] = {"iid": _iid, "quantity": _quantity, "dirichlet": _dirichlet}
+
+
+def save_partition(silos: Mapping[str, list[int]], path: Path, *, fingerprint: str = "") -> None:
+    """Write `silos` as JSON, atomically, with the fingerprint of the examples it divides."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps({"version": 1, "fingerprint": fingerprint, "silos": dict(silos)}))
+    os.replace(draft, path)
+
+
+def load_partition(path: Path, *, examples: ExampleSet | None = None) -> Partition:
+    """Read a saved partition; with `examples`, check that it divides just these.
+
+    Raises `InputError` if the file isn't a partition, or not one of `examples`.
+    """
+    try:
+        saved = json.loads(path.read_text())
+        silos: Partition = {str(name): list(rows) for name, rows in saved["silos"].items()}
+        every = sorted(row for rows in silos.values() for row in rows)
+        sound = all(type(row) is int for row in every) and every == list(range(len(every)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"not a saved partition ({error})", where=path) from error
+    if not sound or not all(silos.values()):
+        raise InputError("silos overlap, are empty or leave rows out", where=path)
+    if examples is not None and (
+        len(every) != len(examples) or saved.get("fingerprint") not in ("", examples.fingerprint)
+    ):
+        raise InputError(
+            "the partition was made for other data", where=path, mend="delete it and run again"
+        )
+    return dict(sorted(silos.items()))

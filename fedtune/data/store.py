@@ -1,0 +1,167 @@
+"""Canonical rows on disk: written once, keyed by content, memory-mapped when used."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.arrow_writer import ArrowWriter
+
+from fedtune.data.examples import ExampleSet, features
+from fedtune.data.formats import BadRowError, Layout, canonical_row
+from fedtune.data.readers import RawRow
+from fedtune.errors import InputError
+
+_VERSION = 1  # raise it when canonical rows change, so that older stores aren't read
+_SHOWN = 10
+_WRITER_ROWS = 256
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """How many rows couldn't be examples, and the first few as `file:line: why`."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+
+    def __add__(self, other: "BadRows") -> "BadRows":
+        return BadRows(self.count + other.count, (self.first + other.first)[:_SHOWN])
+
+    def __str__(self) -> str:
+        lines = [f"{self.count} bad rows" if self.count != 1 else "1 bad row", *self.first]
+        if self.count > len(self.first):
+            lines.append(f"and {self.count - len(self.first)} more")
+        return "\n  ".join(lines)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stream of raw rows. `name` is short and is kept in rows; `shown` is said in errors."""
+
+    name: str
+    shown: str
+    read: Callable[[], Iterator[RawRow]]
+    content: str
+
+    def place(self, line: int) -> str:
+        """Where a row is, as kept in the row."""
+        return f"{self.name}:{line}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of every file in a folder with its name."""
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        parts = [f"{p.relative_to(path)} {file_digest(p)}" for p in inside]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where stores are kept: `$FEDTUNE_CACHE`, or `fedtune` in the user's cache folder."""
+    if chosen := os.environ.get("FEDTUNE_CACHE"):
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "fedtune"
+
+
+def store(
+    sources: list[tuple[Source, Layout]], *, keep_going: bool = False
+) -> tuple[ExampleSet, BadRows]:
+    """Canonical rows of all `sources` as one memory-mapped set, and what was bad in them.
+
+    Bad rows are an `InputError` that counts them, or with `keep_going` are left out. Memory
+    is that of one batch, plus the record ids where a column names them.
+    """
+    format = sources[0][1].format
+    key = _key(sources)
+    folder = cache_folder() / "data" / key
+    if not folder.exists():
+        _write(sources, format, folder)
+    bad = _read_bad(folder)
+    if bad.count and not keep_going:
+        raise InputError(
+            str(bad),
+            expected="every row to be an example",
+            mend="mend the rows, or set `data.bad_rows: skip` to leave them out",
+        )
+    rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+    if not len(rows):
+        raise InputError("no usable row", where=", ".join(s.shown for s, _ in sources))
+    return ExampleSet(rows, format, key), bad
+
+
+def _key(sources: list[tuple[Source, Layout]]) -> str:
+    parts = [[source.name, source.shown, source.content, asdict(lay)] for source, lay in sources]
+    return hashlib.sha256(json.dumps([_VERSION, parts]).encode()).hexdigest()
+
+
+def _read_bad(folder: Path) -> BadRows:
+    saved = json.loads((folder / "bad.json").read_text())
+    return BadRows(saved["count"], tuple(saved["first"]))
+
+
+def _write(sources: list[tuple[Source, Layout]], format: str, folder: Path) -> None:
+    # patients' text: the folders are the user's alone
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder.parent))
+    try:
+        bad = BadRows()
+        writer = ArrowWriter(
+            features=features(format),
+            path=str(draft / "rows.arrow"),
+            writer_batch_size=_WRITER_ROWS,
+        )
+        seen: set[str] = set()
+        for source, layout in sources:
+            for result in _canonical(source, layout, seen):
+                if isinstance(result, str):
+                    bad += BadRows(1, (result,))
+                else:
+                    writer.write(result)
+        writer.finalize()
+        (draft / "bad.json").write_text(json.dumps(asdict(bad)))
+        _publish(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was first with the same content
+            raise
+
+
+def _canonical(source: Source, layout: Layout, seen: set[str]) -> Iterator[dict[str, Any] | str]:
+    """Each row in canonical form, or `file:line: why` in place of a bad one."""
+    for raw in source.read():
+        try:
+            if raw.row is None:
+                raise BadRowError(raw.problem)
+            row = canonical_row(raw.row, layout, source.place(raw.line))
+            if layout.record_id:
+                if row["record_id"] in seen:
+                    raise BadRowError(f"`{layout.record_id}` was used by an earlier row")
+                seen.add(row["record_id"])
+            yield row
+        except BadRowError as error:
+            yield f"{source.shown}:{raw.line}: {error}"
+
+
+def peek_columns(rows: Iterable[RawRow], count: int = 100) -> list[str]:
+    """Columns that any of the first `count` readable rows has, in order of appearance."""
+    readable = (raw.row for raw in rows if raw.row is not None)
+    columns: dict[str, None] = {}
+    for row in itertools.islice(readable, count):
+        columns.update(dict.fromkeys(row))
+    return list(columns)
