@@ -1,0 +1,1 @@
+"""One tree of settings: read, checked whole, saved, documented."""

@@ -1,0 +1,136 @@
+"""From a YAML file and overrides to a checked `RunConfig`, and back to a file.
+
+Every problem is found before anything is loaded, and all are told at once.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
+
+from fedtune.config.problems import explain
+from fedtune.config.schema import RunConfig
+from fedtune.errors import InputError
+
+Key = str | int
+Places = dict[tuple[Key, ...], str]
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings in `path` (None: the defaults) with `section.key=value` overrides on top.
+
+    Raises `InputError` that names each problem's file and line, its field and the mend.
+    """
+    tree, places = _read(path) if path is not None else ({}, {})
+    for override in overrides:
+        _apply(override, tree, places)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        source = str(path) if path is not None else "command line"
+        raise InputError("\n".join(explain(error, tree, places, source))) from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write `config` whole, as YAML that `load_config` reads back to an equal `RunConfig`."""
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        yaml.dump(config.model_dump(mode="json"), file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Places]:
+    document = _parse(_text(path), path)
+    if document is None:
+        raise InputError(
+            "the file is empty", where=path, mend="`fedtune config init CASE` writes a starter file"
+        )
+    if not isinstance(document, Mapping):
+        raise InputError(
+            f"holds a {_kind(document)} at the top",
+            where=path,
+            expected="sections such as `model:` and `training:`",
+        )
+    places: Places = {}
+    tree = _plain(document, path, (), places)
+    return tree, places
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            "no such file", where=path, mend="`fedtune config init CASE` writes a starter file"
+        ) from None
+    except IsADirectoryError:
+        raise InputError("is a folder", where=path, expected="a YAML file") from None
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8 text", where=path, expected="a YAML file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't be read: {error}", where=str(path)) from None
+
+
+def _parse(text: str, path: Path | str) -> Any:
+    try:
+        return YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = (error.problem or "not YAML").splitlines()[0]
+        raise InputError(problem, where=where, expected="valid YAML, each key once") from None
+    except (YAMLError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(problem, where=path, expected="valid YAML") from None
+
+
+def _plain(node: Any, path: Path, at: tuple[Key, ...], places: Places) -> Any:
+    """`node` in Python's own types; `places` learns the line of each key."""
+    if isinstance(node, Mapping):
+        for key in node:
+            line = node.lc.data.get(key, [None])[0] if hasattr(node, "lc") else None
+            places[(*at, str(key))] = f"{path}:{line + 1}" if line is not None else str(path)
+        return {str(k): _plain(v, path, (*at, str(k)), places) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_plain(item, path, (*at, i), places) for i, item in enumerate(node)]
+    if isinstance(node, ScalarBoolean):
+        return bool(node)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _kind(value: object) -> str:
+    return "list" if isinstance(value, list) else "single value"
+
+
+def _apply(override: str, tree: dict[str, Any], places: Places) -> None:
+    name, equals, text = override.partition("=")
+    keys = tuple(name.strip().split("."))
+    if not equals or not all(keys):
+        raise InputError(
+            "is not an override",
+            where=f"command line: `{override}`",
+            expected="section.key=value, such as training.learning_rate=1e-3",
+        )
+    value = _plain(_parse(text, f"command line: `{override}`"), Path("command line"), keys, {})
+    for depth in range(len(keys)):
+        places[keys[: depth + 1]] = "command line"
+    inner = tree
+    for key in keys[:-1]:
+        if not isinstance(inner.get(key), dict):
+            inner[key] = {}
+        inner = inner[key]
+    inner[keys[-1]] = value
