@@ -53,7 +53,7 @@ class TensorSet:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     @property
-    def bytes(self) -> int:
+    def payload_bytes(self) -> int:
         """Payload size in bytes, without names."""
         return 4 * self.count
 

@@ -20,7 +20,7 @@ def test_arithmetic_and_norm():
     assert double["b"].tolist() == [6.0, 8.0]
     assert (double - a_set() * 2.0).norm() == 0.0
     assert a_set().norm() == pytest.approx(5.0)
-    assert (a_set().count, a_set().bytes) == (4, 16)
+    assert (a_set().count, a_set().payload_bytes) == (4, 16)
 
 
 def test_bytes_round_trip_bit_for_bit():

@@ -4,7 +4,6 @@ A privacy unit is never split across silos; the silos are disjoint, complete and
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -134,7 +133,7 @@ def save_partition(silos: Mapping[str, list[int]], path: Path, *, fingerprint: s
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     draft.write_text(json.dumps({"version": 1, "fingerprint": fingerprint, "silos": dict(silos)}))
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def load_partition(path: Path, *, examples: ExampleSet | None = None) -> Partition:

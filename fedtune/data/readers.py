@@ -41,7 +41,7 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        matches = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)
+        matches = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns
         if not matches:
             raise InputError(
                 "no such file" if not glob.has_magic(pattern) else "the pattern matches no file",

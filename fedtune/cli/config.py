@@ -1,0 +1,59 @@
+"""`fedtune config`: the schema, a resolved file, a starter file, the reference."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="See and start config files.", no_args_is_help=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a config file."""
+    from fedtune.config.schema import RunConfig
+
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
+) -> None:
+    """Check a config file and print it resolved, as JSON with the run's hash."""
+    from fedtune.config.load import load_config
+
+    config = load_config(path, overrides or [])
+    print(json.dumps({"hash": config.hash, "config": config.model_dump(mode="json")}, indent=2))
+
+
+@app.command()
+def init(
+    case: Annotated[str, typer.Argument(help="demo, lora or classification")],
+    out: Annotated[Path | None, typer.Option(help="File to write; left out: print.")] = None,
+) -> None:
+    """Print or write a commented starter file."""
+    from fedtune.config.reference import CASES, starter
+    from fedtune.errors import InputError
+
+    if case not in CASES:
+        raise InputError(f"unknown case `{case}`", expected=f"one of {', '.join(CASES)}")
+    if out is None:
+        print(starter(case), end="")
+        return
+    if out.exists():
+        raise InputError("already exists", where=out, mend="choose another name")
+    try:
+        out.write_text(starter(case), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"can't be written: {error.strerror}", where=out) from None
+
+
+@app.command()
+def reference() -> None:
+    """Print the config reference as Markdown."""
+    from fedtune.config.reference import reference as page
+
+    print(page(), end="")

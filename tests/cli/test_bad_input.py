@@ -1,0 +1,121 @@
+"""Bad input through the command line: status 2, one message, no traceback, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedtune.cli.main import main
+
+# (what the file holds, what the message must say)
+FILES = [
+    ("", "empty"),
+    ("- a\n", "holds a list"),
+    ("words\n", "single value"),
+    ("model: [1\n", "run.yaml:"),
+    ("seed: 1\nseed: 2\n", "duplicate key"),
+    ("model: {path: a, path: b}\n", "duplicate key"),
+    ("modle: {}\n", "did you mean `model`?"),
+    ("learning_rate: 1\n", "did you mean `training.learning_rate`?"),
+    ("training: {learning_rat: 1}\n", "did you mean `training.learning_rate`?"),
+    ("adapter: {lora_rank: 4}\n", "adapter.lora_rank: unknown field"),
+    ("training:\n", "training: nothing (null)"),
+    ("training: 3\n", "section"),
+    ("seed: -1\n", "greater than or equal to 0"),
+    ("seed: 1.5\n", "whole number"),
+    ("seed: 4294967296\n", "less than"),
+    ("training: {batch_size: 0}\n", "greater than 0"),
+    ("training: {batch_size: '8'}\n", "whole number"),
+    ("training: {learning_rate: high}\n", "a number"),
+    ("training: {optimizer: adam}\n", "did you mean `adamw`?"),
+    ("training: {precision: fp16}\n", "training.precision"),
+    ("training: {micro_batch_size: 32}\n", "larger than"),
+    ("training: {early_stopping_patience: 2}\n", "eval_steps"),
+    ("training: {momentum: 0.9}\n", "optimizer: sgd"),
+    ("adapter: {lora_r: 0}\n", "adapter.lora_r"),
+    ("adapter: {lora_dropout: 1.0}\n", "less than 1"),
+    ("adapter: {method: lorra}\n", "did you mean `lora`?"),
+    ("adapter: {method: ia3, use_dora: true}\n", "needs `method: lora`"),
+    ("adapter: {target_modules: 3}\n", "text or a list"),
+    ("data: {source: files}\n", "data.train_files"),
+    ("data: {source: hub}\n", "data.hub_id"),
+    ("data: {train_files: [a.jsonl]}\n", "source: files"),
+    ("data: {train_files: a.jsonl}\n", "a list"),
+    ("data: {test_fraction: 1.0}\n", "less than 1"),
+    ("data: {columns: {promt: q}}\n", "did you mean `data.columns.prompt`?"),
+    ("task: {labels: [a]}\n", "sequence_classification"),
+    ("task: {name: sequence_classification, packing: true}\n", "causal_lm"),
+    ("model: {load_in_4bit: yes}\n", "true or false"),
+    ("model: {load_in_4bit: true}\nadapter: {method: full}\n", "needs an adapter"),
+    ("federation: {aggregation: svd}\nadapter: {freeze_a: true}\n", "freeze_a"),
+    ("federation: {silo_ranks: {a: 4}}\n", "aggregation: svd"),
+    ("federation: {rounds: 0}\n", "federation.rounds"),
+    ("federation: {fraction: 0}\n", "federation.fraction"),
+    ("privacy: {mode: local}\n", "not in this release"),
+    ("privacy: {epsilon: 1}\n", "privacy.epsilon: unknown field"),
+    ("secure_aggregation: true\n", "not in this release"),
+]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(("text", "says"), FILES)
+def test_a_bad_config_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    err = refused(capsys, "config", "show", str(path))
+    assert says in err
+    assert str(path) in err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "a..b=1", "seed=[1", "trainin.seed=1"])
+def test_a_bad_override_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 0\n")
+    assert "command line" in refused(capsys, "config", "show", str(path), override)
+
+
+def test_files_that_cannot_be_read_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "no such file" in refused(capsys, "config", "show", str(tmp_path / "none.yaml"))
+    assert "is a folder" in refused(capsys, "config", "show", str(tmp_path))
+    assert "UTF-8" in refused(capsys, "config", "show", str(tmp_path / "binary.yaml"))
+    assert "unknown case" in refused(capsys, "config", "init", "nonsense")
+    assert "nope" in refused(capsys, "data", "inspect", str(tmp_path / "nope.jsonl"))
+    refused(capsys, "trian")
+
+
+def test_a_real_process_exits_2_with_one_message(tmp_path: Path) -> None:
+    code = "import sys; from fedtune.cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "config", "show", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("fedtune: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom fedtune.cli.main import main\nassert main(['--help']) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets', 'flwr', 'pydantic'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
