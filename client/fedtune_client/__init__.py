@@ -1,0 +1,1 @@
+"""The silo: a Flower ClientApp around local training."""

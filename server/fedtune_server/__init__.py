@@ -1,0 +1,1 @@
+"""The coordinator: rounds over Flower's Grid, quorum, deadline, checkpoint and resume."""

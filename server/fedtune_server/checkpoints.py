@@ -1,0 +1,88 @@
+"""One folder a finished round, made whole under another name and then renamed."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedtune.aggregation.rules import GlobalState
+from fedtune.errors import InputError
+from fedtune.tensors import TensorSet
+
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `round`, and the reports of all rounds so far as JSON values."""
+
+    round: int
+    state: GlobalState
+    reports: list[dict[str, Any]]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, run_hash: str) -> None:
+    """Write atomically and durably; the two latest are kept."""
+    name = f"round-{checkpoint.round:06d}"
+    draft = folder / f"{name}.part"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    parts = {"adapter": checkpoint.state.adapter}
+    parts |= {f"memory-{key}": part for key, part in checkpoint.state.memory.items()}
+    for key, part in parts.items():
+        part.save(draft / f"{key}.safetensors")
+    facts = {
+        "round": checkpoint.round,
+        "run_hash": run_hash,
+        "digests": {key: part.digest() for key, part in parts.items()},
+        "reports": checkpoint.reports,
+    }
+    (draft / "round.json").write_text(json.dumps(facts))
+    for path in [*draft.iterdir(), draft]:
+        _flush(path)
+    final = folder / name
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    _flush(folder)
+    for old in _finished(folder)[:-_KEPT]:
+        shutil.rmtree(old)
+
+
+def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
+    """The last finished round, or None. Raises InputError if it is damaged or another run's."""
+    folders = _finished(folder)
+    if not folders:
+        return None
+    path = folders[-1]
+    try:
+        facts = json.loads((path / "round.json").read_text())
+        digests: dict[str, str] = facts["digests"]
+        owner, number, reports = facts["run_hash"], int(facts["round"]), list(facts["reports"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint is damaged ({error})", where=path) from None
+    if owner != run_hash:
+        raise InputError(
+            "checkpoint was made with other settings",
+            where=path,
+            mend="resume with the run's own config.yaml, or use another output folder",
+        )
+    parts = {key: TensorSet.load(path / f"{key}.safetensors") for key in digests}
+    for key, part in parts.items():
+        if part.digest() != digests[key]:
+            raise InputError("checkpoint is damaged (its digest differs)", where=path)
+    memory = {k.removeprefix("memory-"): part for k, part in parts.items() if k != "adapter"}
+    return Checkpoint(number, GlobalState(parts["adapter"], memory), reports)
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("round-*") if not path.name.endswith(".part"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Engines that run coordinator and silos on one machine."""
