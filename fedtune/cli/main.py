@@ -19,6 +19,7 @@ import click  # noqa: E402
 import typer  # noqa: E402
 
 from fedtune.cli import config, data  # noqa: E402
+from fedtune.cli.simulate import simulate  # noqa: E402
 from fedtune.errors import InputError, RunFailedError  # noqa: E402
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.command()(simulate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

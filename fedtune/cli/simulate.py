@@ -1,0 +1,65 @@
+"""`fedtune simulate`: a federated run in one process."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedtune_server.rounds import RoundReport
+    from fedtune_simulations.simulate import SimulationResult
+
+
+def simulate(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on after the last finished round.")] = False,
+    compare: Annotated[
+        bool, typer.Option(help="Also train each silo alone and centrally, and compare.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run a federation in this process and compare it with each silo alone."""
+    from fedtune.config.load import load_config
+
+    config = load_config(path, overrides or [])
+    out = Path(config.output.dir)
+    from fedtune_simulations.simulate import simulate as run
+
+    result = run(config, out, resume=resume, compare=compare, on_round=_tell)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+    else:
+        _show(result)
+        print(f"run folder: {out}")
+
+
+def _tell(report: "RoundReport") -> None:
+    failed = f", {len(report.failures)} failed" if report.failures else ""
+    print(
+        f"round {report.round}: loss {report.loss:.4f}, {len(report.silos)} silos{failed}, "
+        f"{report.seconds:.1f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _show(result: "SimulationResult") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rounds = Table("round", "loss", "accuracy", "bytes up", "bytes down", "seconds")
+    for r in result.rounds:
+        metric = "" if r.metric is None else f"{r.metric:.3f}"
+        sizes = f"{r.bytes_up:,}", f"{r.bytes_down:,}"
+        rounds.add_row(str(r.round), f"{r.loss:.4f}", metric, *sizes, f"{r.seconds:.1f}")
+    console = Console()
+    console.print(rounds)
+    if result.comparison:
+        scores = Table("held-out test", "loss", "accuracy")
+        for name, metrics in result.comparison.items():
+            scores.add_row(name, f"{metrics['loss']:.4f}", f"{metrics['accuracy']:.3f}")
+        console.print(scores)

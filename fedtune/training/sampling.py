@@ -1,0 +1,22 @@
+"""Which examples a step takes: a pure function of seed and step, so that nothing is to be saved."""
+
+import math
+
+import numpy as np
+
+from fedtune.config.schema import TrainingConfig
+
+
+def steps_for(settings: TrainingConfig, examples: int) -> int:
+    """Optimizer steps for a data set of `examples`."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return max(1, round(settings.num_epochs * math.ceil(examples / settings.batch_size)))
+
+
+def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Examples of step `step` (from 0): a new order each pass, whose last batch may be short."""
+    in_a_pass = math.ceil(examples / batch_size)
+    order = np.random.default_rng([seed, step // in_a_pass]).permutation(examples)
+    start = step % in_a_pass * batch_size
+    return [int(index) for index in order[start : start + batch_size]]

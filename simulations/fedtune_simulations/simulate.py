@@ -1,0 +1,231 @@
+"""A whole federated run in this process: one shared base model, one silo after another."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedtune_client.app import LocalUpdate, make_client_app
+from fedtune_server.rounds import RoundReport, RunPlan, run_rounds
+
+from fedtune.aggregation.rules import build_rule
+from fedtune.config.load import save_config
+from fedtune.config.schema import RunConfig, TrainingConfig
+from fedtune.data.load import load_splits
+from fedtune.data.partition import partition, save_partition
+from fedtune.errors import InputError
+from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
+from fedtune.models.base import load_base
+from fedtune.tasks import build_task
+from fedtune.tasks.task import Encoded, Task
+from fedtune.tensors import Spec, TensorSet
+from fedtune.training.sampling import steps_for
+from fedtune.training.trainer import Trainer
+from fedtune_simulations.grid import InProcessGrid
+
+_EVALUATION_BATCH = 32
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """The rounds, where the adapter is, and scores on the held-out test set.
+
+    `comparison` maps base, best silo alone, mean silo alone, federated and central to metrics.
+    """
+
+    rounds: list[RoundReport]
+    adapter: Path
+    comparison: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a run needs, loaded once: the adapted model is shared by every silo."""
+
+    config: RunConfig
+    model: Any
+    tokenizer: Any
+    task: Task
+    silos: Mapping[str, Sequence[Encoded]]
+    test: Sequence[Encoded]
+
+    def score(self, state: TensorSet) -> dict[str, float]:
+        """Metrics of `state` on the held-out test set."""
+        write_state(self.model, state)
+        return self.task.evaluate(self.model, self.test, _EVALUATION_BATCH)
+
+
+@dataclass(frozen=True)
+class SimulatedSilo:
+    """A silo that borrows the shared model for the time of its training."""
+
+    name: str
+    setting: Setting
+    spec: Spec
+
+    @property
+    def run_hash(self) -> str:
+        """The run it takes part in."""
+        return self.setting.config.hash
+
+    def train(self, received: TensorSet, round_number: int) -> LocalUpdate:
+        """Train from `received`; depends on seed, name, round and data only."""
+        setting = self.setting
+        write_state(setting.model, received)
+        seed = silo_seed(setting.config.seed, self.name, round_number)
+        trainer = Trainer(setting.task, setting.config.training, seed=seed)
+        mu = setting.config.federation.proximal_mu
+        result = trainer.fit(setting.model, setting.silos[self.name], proximal_mu=mu)
+        return LocalUpdate(result.delta, result.examples, {"loss": result.loss})
+
+
+def simulate(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    compare: bool = True,
+    on_round: Callable[[RoundReport], None] | None = None,
+) -> SimulationResult:
+    """Run every round, save the adapter, and score it against what it must beat.
+
+    Raises InputError on settings, data or a model that can't be used, RunFailedError when too few
+    silos answered.
+    """
+    _check_available(config)
+    rule = build_rule(config)
+    setting, indices = prepare(config)
+    initial = read_state(setting.model)
+    grid = InProcessGrid(
+        make_client_app(
+            lambda context: SimulatedSilo(str(context.node_config["silo"]), setting, initial.spec)
+        ),
+        setting.silos,
+    )
+    plan = RunPlan(grid.nodes, config.federation, config.seed, config.hash, poll_seconds=0.0)
+    _write_inputs(out, config, indices, resume=resume)
+
+    def told(report: RoundReport) -> None:
+        with (out / "metrics.jsonl").open("a") as file:
+            file.write(_line(report))
+        if on_round is not None:
+            on_round(report)
+
+    state, reports = run_rounds(
+        grid,
+        rule,
+        initial,
+        plan,
+        checkpoints=out / "checkpoints",
+        resume=resume,
+        on_round=told,
+        evaluate=setting.score,
+    )
+    # a kill between a checkpoint and its line leaves a gap: the checkpoint has all rounds
+    (out / "metrics.jsonl").write_text("".join(_line(report) for report in reports))
+    write_state(setting.model, state.adapter)
+    save_adapter(setting.model, setting.tokenizer, out / "adapter")
+    scores = _compare(setting, initial, state.adapter) if compare else {}
+    if scores:
+        (out / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n")
+    return SimulationResult(reports, out / "adapter", scores)
+
+
+def prepare(config: RunConfig) -> tuple[Setting, dict[str, list[int]]]:
+    """Load data and model; give the setting and each silo's row numbers."""
+    splits = load_splits(config)
+    indices = partition(splits.train, config.federation.partition, config.seed)
+    labels = config.task.labels or splits.labels
+    base = load_base(config.model, config.task.name, labels, seed=config.seed)
+    task = build_task(config.task, base.tokenizer, labels)
+    rows = splits.train
+    silos = {name: [task.encode(rows[i]) for i in chosen] for name, chosen in indices.items()}
+    test = [task.encode(splits.test[i]) for i in range(len(splits.test))]
+    # its refusals are wanted now, not as a failure of every silo
+    Trainer(task, config.training, seed=config.seed)
+    model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.name)
+    return Setting(config, model, base.tokenizer, task, silos, test), indices
+
+
+def silo_seed(seed: int, silo: str, round_number: int) -> int:
+    """A seed for one silo's training in one round."""
+    digest = hashlib.sha256(json.dumps([seed, silo, round_number]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _check_available(config: RunConfig) -> None:
+    """Refuse what the schema knows and this release can't do: nothing is accepted and ignored."""
+    refused = {
+        "model.load_in_4bit": config.model.load_in_4bit,
+        "federation.silo_ranks": bool(config.federation.silo_ranks),
+        "federation.engine": config.federation.engine != "inprocess",
+        "output.loggers": bool(config.output.loggers),
+    }
+    for field, asked in refused.items():
+        if asked:
+            raise InputError("is not available yet in `simulate`", where=field)
+
+
+def _compare(
+    setting: Setting, initial: TensorSet, federated: TensorSet
+) -> dict[str, dict[str, float]]:
+    """Scores on the same test set; alone and central see each example as often as a silo does."""
+    alone = {}
+    for name, data in setting.silos.items():
+        alone[name] = _trained_apart(setting, initial, data, name)
+        _log.info("alone: %s, loss %.4f", name, alone[name]["loss"])
+    pooled = [example for data in setting.silos.values() for example in data]
+    best = min(alone.values(), key=lambda metrics: metrics["loss"])
+    return {
+        "base": setting.score(initial),
+        "best silo alone": best,
+        "mean silo alone": {
+            key: statistics.fmean(metrics[key] for metrics in alone.values()) for key in best
+        },
+        "federated": setting.score(federated),
+        "central": _trained_apart(setting, initial, pooled, "central"),
+    }
+
+
+def _trained_apart(
+    setting: Setting, initial: TensorSet, data: Sequence[Encoded], name: str
+) -> dict[str, float]:
+    write_state(setting.model, initial)
+    training = _all_rounds(setting.config, len(data))
+    seed = silo_seed(setting.config.seed, name, 0)
+    Trainer(setting.task, training, seed=seed).fit(setting.model, data)
+    return setting.task.evaluate(setting.model, setting.test, _EVALUATION_BATCH)
+
+
+def _all_rounds(config: RunConfig, examples: int) -> TrainingConfig:
+    """One training as long as all rounds of a silo with so many examples."""
+    steps = steps_for(config.training, examples) * config.federation.rounds
+    return config.training.model_copy(update={"max_steps": steps})
+
+
+def _write_inputs(
+    out: Path, config: RunConfig, indices: dict[str, list[int]], *, resume: bool
+) -> None:
+    if not resume and (out / "checkpoints").exists():
+        raise InputError(
+            "the folder holds another run",
+            where=out,
+            mend="give `--resume` to go on with it, or set another `output.dir`",
+        )
+    if resume and not (out / "checkpoints").exists():
+        raise InputError("there is no run to resume", where=out)
+    if resume:
+        return  # the checkpoint's hash decides whether these settings are the run's
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(config, out / "config.yaml")
+    save_partition(indices, out / "partition.json")
+
+
+def _line(report: RoundReport) -> str:
+    return json.dumps(dataclasses.asdict(report)) + "\n"

@@ -1,0 +1,130 @@
+"""`fedtune simulate` through the command line, on the embedded model and notes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fedtune_simulations.simulate import prepare, simulate
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from fedtune.cli.main import main
+from fedtune.config.schema import RunConfig
+from fedtune.models.adapters import read_state
+from fedtune.models.base import load_base
+from fedtune.training.trainer import Trainer
+
+SMALL = {
+    "data": {"embedded_patients": 32},
+    "task": {"max_length": 160},
+    "training": {"max_steps": 2, "batch_size": 4},
+    "federation": {"rounds": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def run(folder: Path, *arguments: str) -> int:
+    file = folder.with_suffix(".yaml")
+    file.write_text(json.dumps({**SMALL, "output": {"dir": str(folder)}}))
+    return main(["simulate", str(file), *arguments])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_is_repeatable_resumable_and_loads_with_plain_peft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(tmp_path / "a", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["comparison"]) == {
+        "base",
+        "best silo alone",
+        "mean silo alone",
+        "federated",
+        "central",
+    }
+    assert told["comparison"]["federated"]["loss"] < told["comparison"]["base"]["loss"]
+    assert run(tmp_path / "b", "--no-compare") == 0
+    assert same(tmp_path / "a", tmp_path / "b")
+    model = PeftModel.from_pretrained(
+        load_base(RunConfig().model, "causal_lm").model, tmp_path / "a/adapter"
+    )
+    assert any(p.abs().max() > 0 for n, p in model.named_parameters() if "lora_B" in n)
+    assert len((tmp_path / "a/metrics.jsonl").read_text().splitlines()) == 3
+    assert run(tmp_path / "a", "--no-compare") == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_interrupted_and_resumed_is_the_uninterrupted_run(tmp_path: Path):
+    settings = RunConfig.model_validate(SMALL)
+
+    def stop(report: object) -> None:
+        raise KeyboardInterrupt
+
+    simulate(settings, tmp_path / "whole", compare=False)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(settings, tmp_path / "cut", compare=False, on_round=stop)
+    simulate(settings, tmp_path / "cut", compare=False, resume=True)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    whole, cut = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut"))
+    assert [json.loads(r)["loss"] for r in whole.splitlines()] == [
+        json.loads(r)["loss"] for r in cut.splitlines()
+    ]
+
+
+def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_path: Path):
+    settings = RunConfig.model_validate(
+        {
+            **SMALL,
+            "training": {
+                "optimizer": "sgd",
+                "learning_rate": 0.5,
+                "max_steps": 1,
+                "batch_size": 1000,
+                "micro_batch_size": 16,
+                "max_grad_norm": None,
+            },
+            "federation": {"rounds": 1},
+        }
+    )
+    simulate(settings, tmp_path / "run", compare=False)
+    setting, _ = prepare(settings)
+    pooled = [example for data in setting.silos.values() for example in data]
+    Trainer(setting.task, settings.training, seed=0).fit(setting.model, pooled)
+    central = read_state(setting.model)
+    federated = weights(tmp_path / "run")
+    assert max(float(t.abs().max()) for n, t in central.tensors.items() if "lora_B" in n) > 1e-3
+    for name, tensor in central.tensors.items():
+        assert torch.allclose(federated[name.replace(".default", "")], tensor, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("model.load_in_4bit=true", "model.load_in_4bit"),
+        ("federation.engine=ray", "federation.engine"),
+        ("federation.aggregation=fedex", "federation.aggregation"),
+        ("task.packing=true", "task.packing"),
+        ("adapter.method=ia3", "adapter.method"),
+        ("training.save_steps=5", "training.save_steps"),
+        ("model.path=/nothing/here", "model.path"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_before_anything_is_written(
+    setting: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(tmp_path / "run", setting) == 2
+    assert capsys.readouterr().err.startswith(f"fedtune: {field}")
+    assert not (tmp_path / "run").exists()
