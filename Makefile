@@ -1,12 +1,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: test
+.PHONY: demo test
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
+
+demo: $(VENV)/installed
+	$(VENV)/bin/fedtune simulate simulations/scenarios/demo.yaml \
+		output.dir=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -15,7 +15,7 @@ from fedtune_server.rounds import RoundReport, RunPlan, run_rounds
 
 from fedtune.aggregation.rules import build_rule
 from fedtune.config.load import save_config
-from fedtune.config.schema import RunConfig, TrainingConfig
+from fedtune.config.schema import RunConfig
 from fedtune.data.load import load_splits
 from fedtune.data.partition import partition, save_partition
 from fedtune.errors import InputError
@@ -175,10 +175,17 @@ def _check_available(config: RunConfig) -> None:
 def _compare(
     setting: Setting, initial: TensorSet, federated: TensorSet
 ) -> dict[str, dict[str, float]]:
-    """Scores on the same test set; alone and central see each example as often as a silo does."""
-    alone = {}
+    """Scores on the same test set. A silo alone takes its own steps of all rounds together; central
+    takes the steps of all silos, from the same start and in batches of the same size.
+    """
+    alone: dict[str, dict[str, float]] = {}
+    steps: dict[str, int] = {}
+    rounds = setting.config.federation.rounds
     for name, data in setting.silos.items():
-        alone[name] = _trained_apart(setting, initial, data, name)
+        steps[name] = (
+            steps_for(setting.config.training, len(data)) * setting.config.federation.rounds
+        )
+        alone[name] = _trained_apart(setting, initial, data, name, steps[name])
         _log.info("alone: %s, loss %.4f", name, alone[name]["loss"])
     pooled = [example for data in setting.silos.values() for example in data]
     best = min(alone.values(), key=lambda metrics: metrics["loss"])
@@ -189,24 +196,18 @@ def _compare(
             key: statistics.fmean(metrics[key] for metrics in alone.values()) for key in best
         },
         "federated": setting.score(federated),
-        "central": _trained_apart(setting, initial, pooled, "central"),
+        "central": _trained_apart(setting, initial, pooled, "central", sum(steps.values())),
     }
 
 
 def _trained_apart(
-    setting: Setting, initial: TensorSet, data: Sequence[Encoded], name: str
+    setting: Setting, initial: TensorSet, data: Sequence[Encoded], name: str, steps: int
 ) -> dict[str, float]:
     write_state(setting.model, initial)
-    training = _all_rounds(setting.config, len(data))
+    training = setting.config.training.model_copy(update={"max_steps": steps})
     seed = silo_seed(setting.config.seed, name, 0)
     Trainer(setting.task, training, seed=seed).fit(setting.model, data)
     return setting.task.evaluate(setting.model, setting.test, _EVALUATION_BATCH)
-
-
-def _all_rounds(config: RunConfig, examples: int) -> TrainingConfig:
-    """One training as long as all rounds of a silo with so many examples."""
-    steps = steps_for(config.training, examples) * config.federation.rounds
-    return config.training.model_copy(update={"max_steps": steps})
 
 
 def _write_inputs(
