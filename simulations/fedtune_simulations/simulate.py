@@ -180,7 +180,6 @@ def _compare(
     """
     alone: dict[str, dict[str, float]] = {}
     steps: dict[str, int] = {}
-    rounds = setting.config.federation.rounds
     for name, data in setting.silos.items():
         steps[name] = (
             steps_for(setting.config.training, len(data)) * setting.config.federation.rounds
