@@ -169,7 +169,6 @@ class TrainingConfig(Section):
         None, description="Stop after n evaluations without a lower loss, and keep the best."
     )
     save_steps: PositiveInt | None = Field(None, description="Checkpoint every n steps.")
-    logging_steps: PositiveInt = Field(10, description="Log every n steps.")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TrainingConfig":

@@ -68,15 +68,29 @@ def write_state(model: Any, state: TensorSet) -> None:
             parameter.copy_(state[name])
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the adapter (or the full model), tokenizer and chat template; replaces `folder`."""
+def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: str) -> None:
+    """Write the adapter (or the full model), tokenizer and chat template; replaces `folder`.
+
+    `base` is what the files call the base model: where it lies on this machine is nobody's concern.
+    """
     draft = folder.with_name(folder.name + ".part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    model.save_pretrained(draft)
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = base
+        # the model card takes its words from here
+        model.config.name_or_path = model.get_base_model().name_or_path = base
+        # embeddings aren't trained, and `auto` would ask the hub about them
+        model.save_pretrained(draft, save_embedding_layers=False)
+    else:
+        model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _trainable(model: Any) -> Iterator[tuple[str, Tensor]]:

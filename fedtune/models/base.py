@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -34,6 +35,8 @@ def load_base(model: ModelConfig, task: str, labels: Sequence[str] = (), *, seed
 
     Raises InputError when the model isn't there, or has no token to pad with.
     """
+    if model.load_in_4bit:
+        raise InputError("is not available yet", where="model.load_in_4bit")
     tokenizer = load_tokenizer(model)
     kind, heads = AutoModelForCausalLM, {}
     if task == "sequence_classification":
@@ -72,7 +75,7 @@ def _load(model: ModelConfig, kind: Any, **settings: Any) -> Any:
     settings["local_files_only"] = Path(path).is_dir()
     try:
         return kind.from_pretrained(path, **{k: v for k, v in settings.items() if v is not None})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"`{model.path}` can't be loaded ({str(error).strip().splitlines()[0][:200]})",
             where="model.path",

@@ -67,7 +67,7 @@ def run_rounds(
     (the last finished round stays in `checkpoints`), InputError when the plan can't ever meet
     the quorum or a checkpoint is not this run's.
     """
-    _check_quorum(plan)
+    check_quorum(plan)
     state, reports = _start(rule, initial, plan, checkpoints, resume)
     for number in range(len(reports) + 1, plan.federation.rounds + 1):
         state, report = _run_round(grid, rule, state, plan, number, evaluate)
@@ -88,7 +88,8 @@ def sample_silos(plan: RunPlan, number: int) -> list[str]:
     return sorted(str(name) for name in rng.choice(names, size=count, replace=False))
 
 
-def _check_quorum(plan: RunPlan) -> None:
+def check_quorum(plan: RunPlan) -> None:
+    """Raise InputError when no round can ever bring `min_silos` replies."""
     sampled = len(sample_silos(plan, 1)) if plan.nodes else 0
     if sampled < plan.federation.min_silos:
         raise InputError(

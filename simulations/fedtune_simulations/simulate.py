@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtune_client.app import LocalUpdate, make_client_app
-from fedtune_server.rounds import RoundReport, RunPlan, run_rounds
+from fedtune_server.rounds import RoundReport, RunPlan, check_quorum, run_rounds
 
 from fedtune.aggregation.rules import build_rule
 from fedtune.config.load import save_config
@@ -109,6 +109,7 @@ def simulate(
         setting.silos,
     )
     plan = RunPlan(grid.nodes, config.federation, config.seed, config.hash, poll_seconds=0.0)
+    check_quorum(plan)
     _write_inputs(out, config, indices, resume=resume)
 
     def told(report: RoundReport) -> None:
@@ -130,7 +131,7 @@ def simulate(
     # a kill between a checkpoint and its line leaves a gap: the checkpoint has all rounds
     (out / "metrics.jsonl").write_text("".join(_line(report) for report in reports))
     write_state(setting.model, state.adapter)
-    save_adapter(setting.model, setting.tokenizer, out / "adapter")
+    save_adapter(setting.model, setting.tokenizer, out / "adapter", base=config.model.path)
     scores = _compare(setting, initial, state.adapter) if compare else {}
     if scores:
         (out / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n")
@@ -162,7 +163,6 @@ def silo_seed(seed: int, silo: str, round_number: int) -> int:
 def _check_available(config: RunConfig) -> None:
     """Refuse what the schema knows and this release can't do: nothing is accepted and ignored."""
     refused = {
-        "model.load_in_4bit": config.model.load_in_4bit,
         "federation.silo_ranks": bool(config.federation.silo_ranks),
         "federation.engine": config.federation.engine != "inprocess",
         "output.loggers": bool(config.output.loggers),

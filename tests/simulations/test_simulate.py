@@ -9,6 +9,7 @@ from fedtune_simulations.simulate import prepare, simulate
 from peft import PeftModel
 from safetensors.torch import load_file
 
+import fedtune
 from fedtune.cli.main import main
 from fedtune.config.schema import RunConfig
 from fedtune.models.adapters import read_state
@@ -62,6 +63,10 @@ def test_a_run_is_repeatable_resumable_and_loads_with_plain_peft(
         load_base(RunConfig().model, "causal_lm").model, tmp_path / "a/adapter"
     )
     assert any(p.abs().max() > 0 for n, p in model.named_parameters() if "lora_B" in n)
+    texts = [p for p in (tmp_path / "a/adapter").iterdir() if p.suffix in (".json", ".md")]
+    assert len(texts) >= 3
+    installed = str(Path(fedtune.__file__).parent)
+    assert not [path.name for path in texts if installed in path.read_text()]
     assert len((tmp_path / "a/metrics.jsonl").read_text().splitlines()) == 3
     assert run(tmp_path / "a", "--no-compare") == 2
     assert "--resume" in capsys.readouterr().err
@@ -114,6 +119,7 @@ def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_p
     ("setting", "field"),
     [
         ("model.load_in_4bit=true", "model.load_in_4bit"),
+        ("federation.min_silos=9", "federation.min_silos"),
         ("federation.engine=ray", "federation.engine"),
         ("federation.aggregation=fedex", "federation.aggregation"),
         ("task.packing=true", "task.packing"),
