@@ -3,7 +3,7 @@
 Every problem is found before anything is loaded, and all are told at once.
 """
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
+from fedtune.atomic import write_text
 from fedtune.config.problems import explain
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
@@ -41,13 +42,9 @@ def save_config(config: RunConfig, path: Path) -> None:
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        yaml.dump(config.model_dump(mode="json"), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    text = io.StringIO()
+    yaml.dump(config.model_dump(mode="json"), text)
+    write_text(path, text.getvalue())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Places]:

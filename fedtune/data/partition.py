@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedtune.atomic import write_text
 from fedtune.config.schema import PartitionConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.errors import InputError
@@ -130,10 +131,8 @@ _RULES: dict[str, _Rule] = {"iid": _iid, "quantity": _quantity, "dirichlet": _di
 
 def save_partition(silos: Mapping[str, list[int]], path: Path, *, fingerprint: str = "") -> None:
     """Write `silos` as JSON, atomically, with the fingerprint of the examples it divides."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps({"version": 1, "fingerprint": fingerprint, "silos": dict(silos)}))
-    draft.replace(path)
+    saved = {"version": 1, "fingerprint": fingerprint, "silos": dict(silos)}
+    write_text(path, json.dumps(saved))
 
 
 def load_partition(path: Path, *, examples: ExampleSet | None = None) -> Partition:

@@ -1,6 +1,5 @@
 """Adapters: attach one to a base model, read and write its state, save it for plain `peft`."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from fedtune.atomic import new_folder
 from fedtune.config.schema import AdapterConfig
 from fedtune.errors import InputError
 from fedtune.tensors import TensorSet, spec_difference
@@ -73,24 +73,16 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: str) -> None
 
     `base` is what the files call the base model: where it lies on this machine is nobody's concern.
     """
-    draft = folder.with_name(folder.name + ".part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    if hasattr(model, "peft_config"):
-        model.peft_config["default"].base_model_name_or_path = base
-        # the model card takes its words from here
-        model.config.name_or_path = model.get_base_model().name_or_path = base
-        # embeddings aren't trained, and `auto` would ask the hub about them
-        model.save_pretrained(draft, save_embedding_layers=False)
-    else:
-        model.save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(folder) as draft:
+        if hasattr(model, "peft_config"):
+            model.peft_config["default"].base_model_name_or_path = base
+            # the model card takes its words from here
+            model.config.name_or_path = model.get_base_model().name_or_path = base
+            # embeddings aren't trained, and `auto` would ask the hub about them
+            model.save_pretrained(draft, save_embedding_layers=False)
+        else:
+            model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
 
 
 def _trainable(model: Any) -> Iterator[tuple[str, Tensor]]:

@@ -1,13 +1,13 @@
 """One folder a finished round, made whole under another name and then renamed."""
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedtune.aggregation.rules import GlobalState
+from fedtune.atomic import new_folder
 from fedtune.errors import InputError
 from fedtune.tensors import TensorSet
 
@@ -25,27 +25,18 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, run_hash: str) -> None:
     """Write atomically and durably; the two latest are kept."""
-    name = f"round-{checkpoint.round:06d}"
-    draft = folder / f"{name}.part"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     parts = {"adapter": checkpoint.state.adapter}
     parts |= {f"memory-{key}": part for key, part in checkpoint.state.memory.items()}
-    for key, part in parts.items():
-        part.save(draft / f"{key}.safetensors")
     facts = {
         "round": checkpoint.round,
         "run_hash": run_hash,
         "digests": {key: part.digest() for key, part in parts.items()},
         "reports": checkpoint.reports,
     }
-    (draft / "round.json").write_text(json.dumps(facts))
-    for path in [*draft.iterdir(), draft]:
-        _flush(path)
-    final = folder / name
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
-    _flush(folder)
+    with new_folder(folder / f"round-{checkpoint.round:06d}") as draft:
+        for key, part in parts.items():
+            part.save(draft / f"{key}.safetensors")
+        (draft / "round.json").write_text(json.dumps(facts))
     for old in _finished(folder)[:-_KEPT]:
         shutil.rmtree(old)
 
@@ -77,12 +68,4 @@ def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
 
 
 def _finished(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("round-*") if not path.name.endswith(".part"))
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return sorted(path for path in folder.glob("round-*") if not path.suffix)
