@@ -1,16 +1,8 @@
 """Entry point of `fedtune`: telemetry off, then the subcommands, then one message on bad input."""
 
-import os
+from fedtune import telemetry
 
-for _name, _value in (
-    ("FLWR_TELEMETRY_ENABLED", "0"),
-    ("HF_HUB_DISABLE_TELEMETRY", "1"),
-    ("RAY_USAGE_STATS_ENABLED", "0"),
-    ("MLFLOW_DISABLE_TELEMETRY", "true"),
-    ("DO_NOT_TRACK", "1"),
-):
-    # set, not defaulted: a stray variable must not switch telemetry on
-    os.environ[_name] = _value
+telemetry.switch_off()
 
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
@@ -19,6 +11,7 @@ import click  # noqa: E402
 import typer  # noqa: E402
 
 from fedtune.cli import config, data  # noqa: E402
+from fedtune.cli.doctor import doctor  # noqa: E402
 from fedtune.cli.simulate import simulate  # noqa: E402
 from fedtune.errors import InputError, RunFailedError  # noqa: E402
 
@@ -32,6 +25,7 @@ app = typer.Typer(
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.command()(simulate)
+app.command()(doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
