@@ -3,9 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
+from fedtune.data.cache import entry
 from fedtune.data.examples import ExampleSet, features
 from fedtune.data.formats import BadRowError, Layout, canonical_row
 from fedtune.data.readers import RawRow
@@ -65,14 +63,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where stores are kept: `$FEDTUNE_CACHE`, or `fedtune` in the user's cache folder."""
-    if chosen := os.environ.get("FEDTUNE_CACHE"):
-        return Path(chosen)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "fedtune"
-
-
 def store(
     sources: list[tuple[Source, Layout]], *, keep_going: bool = False
 ) -> tuple[ExampleSet, BadRows]:
@@ -83,9 +73,7 @@ def store(
     """
     format = sources[0][1].format
     key = _key(sources)
-    folder = cache_folder() / "data" / key
-    if not folder.exists():
-        _write(sources, format, folder)
+    folder = entry("data", key, lambda draft: _write(sources, format, draft))
     bad = _read_bad(folder)
     if bad.count and not keep_going:
         raise InputError(
@@ -110,36 +98,21 @@ def _read_bad(folder: Path) -> BadRows:
 
 
 def _write(sources: list[tuple[Source, Layout]], format: str, folder: Path) -> None:
-    # patients' text: the folders are the user's alone
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder.parent))
-    try:
-        bad = BadRows()
-        writer = ArrowWriter(
-            features=features(format),
-            path=str(draft / "rows.arrow"),
-            writer_batch_size=_WRITER_ROWS,
-        )
-        seen: set[str] = set()
-        for source, layout in sources:
-            for result in _canonical(source, layout, seen):
-                if isinstance(result, str):
-                    bad += BadRows(1, (result,))
-                else:
-                    writer.write(result)
-        writer.finalize()
-        (draft / "bad.json").write_text(json.dumps(asdict(bad)))
-        _publish(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _publish(draft: Path, folder: Path) -> None:
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another process was first with the same content
-            raise
+    bad = BadRows()
+    writer = ArrowWriter(
+        features=features(format),
+        path=str(folder / "rows.arrow"),
+        writer_batch_size=_WRITER_ROWS,
+    )
+    seen: set[str] = set()
+    for source, layout in sources:
+        for result in _canonical(source, layout, seen):
+            if isinstance(result, str):
+                bad += BadRows(1, (result,))
+            else:
+                writer.write(result)
+    writer.finalize()
+    (folder / "bad.json").write_text(json.dumps(asdict(bad)))
 
 
 def _canonical(source: Source, layout: Layout, seen: set[str]) -> Iterator[dict[str, Any] | str]:

@@ -4,41 +4,34 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedtune.config.schema import TaskConfig
 from fedtune.errors import InputError
+from fedtune.tasks.encoding import fingerprint
 from fedtune.tasks.padding import lengths_mask, pad
-from fedtune.tasks.task import IGNORED, Encoded
+from fedtune.tasks.task import IGNORED, Encoded, Predictions, Task
 
 
-class CausalLm:
+class CausalLm(Task):
     """The stop token ends every example and is always learned; padding never is."""
 
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
         if config.packing:
             raise InputError("packing is not available yet", where="task.packing")
         self._config, self._tokenizer = config, tokenizer
+        self.fingerprint = fingerprint(config, tokenizer)
 
-    def encode(self, row: Mapping[str, Any]) -> Encoded:
+    def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
         """Prompt, completion and stop token; a long prompt loses its beginning first."""
-        if "messages" in row:
-            raise InputError("chat messages can't be trained on yet", where=row["where"])
-        prompt = self._tokenizer(row["prompt"])["input_ids"] if "prompt" in row else []
-        rest = row["completion"] if "prompt" in row else row["text"]
-        special = "prompt" not in row
-        tokens = self._tokenizer(rest, add_special_tokens=special)["input_ids"]
-        stop = self._tokenizer.eos_token_id
-        tokens = [*(t for t in tokens if t != stop), stop][: self._config.max_length]
-        tokens[-1] = stop
-        prompt = [t for t in prompt if t != stop]
-        prompt = prompt[max(0, len(prompt) + len(tokens) - self._config.max_length) :]
-        masked = self._config.loss_on == "completion" and "prompt" in row
-        return Encoded(
-            [*prompt, *tokens], [*([IGNORED] * len(prompt) if masked else prompt), *tokens]
-        )
+        if "messages" in rows[0]:
+            raise InputError("chat messages can't be trained on yet", where=rows[0]["where"])
+        if "prompt" not in rows[0]:
+            return [self._encoded([], ids) for ids in self._tokens([row["text"] for row in rows])]
+        prompts = self._tokens([row["prompt"] for row in rows])
+        completions = self._tokens([row["completion"] for row in rows], special=False)
+        return [self._encoded(*pair) for pair in zip(prompts, completions, strict=True)]
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and `labels`, all [examples, longest]."""
@@ -51,23 +44,38 @@ class CausalLm:
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Float32 [examples]."""
-        logits, labels = _targets(model, batch)
-        return _mean_losses(logits, labels)
+        return _mean_losses(*_targets(model, batch))
 
-    def evaluate(self, model: Any, data: Sequence[Encoded], batch_size: int) -> dict[str, float]:
-        """`loss`, `perplexity` and `accuracy` (share of target tokens that come first)."""
-        was_training = model.training
-        model.eval()
-        losses, right, count = [], 0, 0
-        with torch.no_grad():
-            for start in range(0, len(data), batch_size):
-                logits, labels = _targets(model, self.collate(data[start : start + batch_size]))
-                losses += _mean_losses(logits, labels).tolist()
-                right += int((logits.argmax(-1) == labels).sum())
-                count += int((labels != IGNORED).sum())
-        model.train(was_training)
-        loss = math.fsum(losses) / len(losses)
-        return {"loss": loss, "accuracy": right / count, "perplexity": math.exp(min(loss, 700))}
+    def predict(self, model: Any, batch: Mapping[str, Tensor]) -> Predictions:
+        """Truth and guesses are the target tokens of all examples, one after the other."""
+        logits, labels = _targets(model, batch)
+        learned = labels != IGNORED
+        guesses = logits.argmax(-1)[learned]
+        return Predictions(_mean_losses(logits, labels), learned.sum(1), labels[learned], guesses)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """`perplexity`: exp of the loss a token, over the tokens of all examples together."""
+        total = (predictions.losses.double() * predictions.targets).sum()
+        return {"perplexity": math.exp(min(float(total / predictions.targets.sum()), 700.0))}
+
+    def _tokens(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def _encoded(self, prompt: list[int], tokens: list[int]) -> Encoded:
+        stop = self._tokenizer.eos_token_id
+        masked = self._config.loss_on == "completion"
+        tokens = [*(t for t in tokens if t != stop), stop][: self._config.max_length]
+        tokens[-1] = stop
+        prompt = [t for t in prompt if t != stop]
+        prompt = prompt[max(0, len(prompt) + len(tokens) - self._config.max_length) :]
+        ignored = [IGNORED] * len(prompt) if masked else prompt
+        return Encoded([*prompt, *tokens], [*ignored, *tokens])
+
+
+def build(config: TaskConfig, tokenizer: Any, labels: Sequence[str]) -> Task:
+    """The task; it has no labels."""
+    return CausalLm(config, tokenizer)
 
 
 def _targets(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

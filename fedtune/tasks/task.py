@@ -1,4 +1,4 @@
-"""What a task is: rows to token ids, batches to one loss an example, a metric."""
+"""What a task is: rows to token ids, batches to one loss an example, predictions to metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,41 @@ class Encoded:
     labels: list[int]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What metrics need of some examples, on the CPU; the logits are gone.
+
+    `losses` float32 [examples]; `targets` int64 [examples]: how many targets each has; `truth` and
+    `guesses` int64 [all targets]: what was to be said, and the likeliest token or class instead.
+    """
+
+    losses: Tensor
+    targets: Tensor
+    truth: Tensor
+    guesses: Tensor
+
+
 class Task(Protocol):
     """A task. The trainer, and privacy later, need a loss for each example apart."""
 
+    fingerprint: str
+    """Changes whenever the same row could be encoded otherwise: settings, labels, tokenizer."""
+
+    def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
+        """Token ids of canonical rows. Raises InputError that names rows which can't be learned."""
+
     def encode(self, row: Mapping[str, Any]) -> Encoded:
         """Token ids of one row. Raises InputError that names the row."""
+        return self.encode_batch([row])[0]
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
-        """A batch, padded on the right."""
+        """A batch on the CPU, padded on the right."""
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Float32 [examples]: each example's mean loss over its own targets."""
+        """Float32 [examples], in their order: each example's mean loss over its own targets."""
 
-    def evaluate(self, model: Any, data: Sequence[Encoded], batch_size: int) -> dict[str, float]:
-        """At least `loss` (mean over examples) and `accuracy`; leaves the model as it was."""
+    def predict(self, model: Any, batch: Mapping[str, Tensor]) -> Predictions:
+        """The same losses, with what metrics need."""
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Metrics besides `loss` and `accuracy`, which every task has from `evaluate`."""

@@ -22,6 +22,8 @@ from fedtune.errors import InputError
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
 from fedtune.models.base import load_base
 from fedtune.tasks import build_task
+from fedtune.tasks.encoding import encode_examples
+from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec, TensorSet
 from fedtune.training.sampling import steps_for
@@ -46,19 +48,23 @@ class SimulationResult:
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a run needs, loaded once: the adapted model is shared by every silo."""
+    """All that a run needs, loaded once: the adapted model is shared by every silo.
+
+    `pooled` is the silos' examples one silo after another, `test` what is held out.
+    """
 
     config: RunConfig
     model: Any
     tokenizer: Any
     task: Task
     silos: Mapping[str, Sequence[Encoded]]
+    pooled: Sequence[Encoded]
     test: Sequence[Encoded]
 
     def score(self, state: TensorSet) -> dict[str, float]:
         """Metrics of `state` on the held-out test set."""
         write_state(self.model, state)
-        return self.task.evaluate(self.model, self.test, _EVALUATION_BATCH)
+        return evaluate(self.task, self.model, self.test, _EVALUATION_BATCH)
 
 
 @dataclass(frozen=True)
@@ -145,13 +151,13 @@ def prepare(config: RunConfig) -> tuple[Setting, dict[str, list[int]]]:
     labels = config.task.labels or splits.labels
     base = load_base(config.model, config.task.name, labels, seed=config.seed)
     task = build_task(config.task, base.tokenizer, labels)
-    rows = splits.train
-    silos = {name: [task.encode(rows[i]) for i in chosen] for name, chosen in indices.items()}
-    test = [task.encode(splits.test[i]) for i in range(len(splits.test))]
+    train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
+    silos = {name: train.select(chosen) for name, chosen in indices.items()}
     # its refusals are wanted now, not as a failure of every silo
     Trainer(task, config.training, seed=config.seed)
     model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.name)
-    return Setting(config, model, base.tokenizer, task, silos, test), indices
+    pooled = train.select([row for chosen in indices.values() for row in chosen])
+    return Setting(config, model, base.tokenizer, task, silos, pooled, test), indices
 
 
 def silo_seed(seed: int, silo: str, round_number: int) -> int:
@@ -186,7 +192,6 @@ def _compare(
         )
         alone[name] = _trained_apart(setting, initial, data, name, steps[name])
         _log.info("alone: %s, loss %.4f", name, alone[name]["loss"])
-    pooled = [example for data in setting.silos.values() for example in data]
     best = min(alone.values(), key=lambda metrics: metrics["loss"])
     return {
         "base": setting.score(initial),
@@ -195,7 +200,7 @@ def _compare(
             key: statistics.fmean(metrics[key] for metrics in alone.values()) for key in best
         },
         "federated": setting.score(federated),
-        "central": _trained_apart(setting, initial, pooled, "central", sum(steps.values())),
+        "central": _trained_apart(setting, initial, setting.pooled, "central", sum(steps.values())),
     }
 
 
@@ -206,7 +211,7 @@ def _trained_apart(
     training = setting.config.training.model_copy(update={"max_steps": steps})
     seed = silo_seed(setting.config.seed, name, 0)
     Trainer(setting.task, training, seed=seed).fit(setting.model, data)
-    return setting.task.evaluate(setting.model, setting.test, _EVALUATION_BATCH)
+    return evaluate(setting.task, setting.model, setting.test, _EVALUATION_BATCH)
 
 
 def _write_inputs(
