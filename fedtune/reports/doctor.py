@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from fedtune import telemetry
 from fedtune.config.schema import RunConfig
-from fedtune.data.store import cache_folder
+from fedtune.data.cache import cache_folder
 from fedtune.errors import InputError
 
 _GIB = 2**30
