@@ -11,6 +11,7 @@ from torch import Tensor
 from fedtune.atomic import new_folder
 from fedtune.config.schema import AdapterConfig
 from fedtune.errors import InputError
+from fedtune.models.labels import save_labels
 from fedtune.tensors import TensorSet, spec_difference
 
 _PEFT_TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
@@ -80,6 +81,8 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: str) -> None
             model.config.name_or_path = model.get_base_model().name_or_path = base
             # embeddings aren't trained, and `auto` would ask the hub about them
             model.save_pretrained(draft, save_embedding_layers=False)
+            if model.peft_config["default"].task_type == _PEFT_TASKS["sequence_classification"]:
+                save_labels(model, draft)
         else:
             model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)

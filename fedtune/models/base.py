@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import InputError
+from fedtune.models.padding import filler_for_classifier
 
 transformers_logging.disable_progress_bar()
 
@@ -24,49 +25,70 @@ _EMBEDDED = Path(__file__).parent / "embedded"
 
 @dataclass(frozen=True)
 class Base:
-    """A float32 `transformers` model on the CPU and its tokenizer, whose pad token is not eos."""
+    """A `transformers` model on the CPU and its tokenizer, which pads on the right."""
 
     model: Any
     tokenizer: Any
 
 
 def load_base(model: ModelConfig, task: str, labels: Sequence[str] = (), *, seed: int = 0) -> Base:
-    """Load model and tokenizer. A new classification head comes from `seed` alone.
+    """Load model and tokenizer, in float32. A new classification head comes from `seed` alone.
 
-    Raises InputError when the model isn't there, or has no token to pad with.
+    Raises InputError when the model isn't there, lacks weights, or has no token to stop or, for a
+    decoder that classifies, to pad with.
     """
     if model.load_in_4bit:
         raise InputError("is not available yet", where="model.load_in_4bit")
     tokenizer = load_tokenizer(model)
-    kind, heads = AutoModelForCausalLM, {}
-    if task == "sequence_classification":
-        kind = AutoModelForSequenceClassification
-        heads = {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded = _load(model, kind, dtype=torch.float32, **heads)
-    loaded.config.pad_token_id = tokenizer.pad_token_id
+        if task == "sequence_classification":
+            loaded = _load_classifier(model, labels)
+            loaded.config.pad_token_id = filler_for_classifier(tokenizer, loaded)
+        else:
+            loaded = _load_language_model(model)
+            if tokenizer.eos_token_id is None:
+                raise InputError("the tokenizer has no stop token (eos)", where="model.path")
     return Base(loaded, tokenizer)
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The tokenizer, padding on the right. Were pad eos, a model would never learn to stop."""
+    """The tokenizer, padding on the right."""
     tokenizer = _load(model, AutoTokenizer)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):
-            raise InputError(
-                "the tokenizer has no token to pad with",
-                where="model.path",
-                expected="a pad token that is not the stop token",
-                mend="add one to the tokenizer's files",
-            )
-        tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _load_language_model(model: ModelConfig) -> Any:
+    loaded, info = _load(model, AutoModelForCausalLM, **_WEIGHTS)
+    _check_whole(model, info)
+    return loaded
+
+
+def _load_classifier(model: ModelConfig, labels: Sequence[str]) -> Any:
+    loaded, info = _load(
+        model,
+        AutoModelForSequenceClassification,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+        **_WEIGHTS,
+    )
+    if type(loaded).__name__ in (loaded.config.architectures or ()):
+        _check_whole(model, info)  # else its head is new
+    return loaded
+
+
+_WEIGHTS: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+
+
+def _check_whole(model: ModelConfig, info: dict[str, Any]) -> None:
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"`{model.path}` lacks weights ({', '.join(missing[:3])}, {len(missing)} in all)",
+            where="model.path",
+            expected="a model of this architecture, whole",
+        )
 
 
 def _load(model: ModelConfig, kind: Any, **settings: Any) -> Any:
@@ -75,9 +97,15 @@ def _load(model: ModelConfig, kind: Any, **settings: Any) -> Any:
     settings["local_files_only"] = Path(path).is_dir()
     try:
         return kind.from_pretrained(path, **{k: v for k, v in settings.items() if v is not None})
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:
+        # transformers, safetensors and tokenizers raise all kinds, the last a bare Exception
+        if not (isinstance(error, _BAD_FILES) or type(error) is Exception):
+            raise
         raise InputError(
             f"`{model.path}` can't be loaded ({str(error).strip().splitlines()[0][:200]})",
             where="model.path",
             expected="`embedded`, a folder with config.json, weights and tokenizer, or a hub id",
         ) from None
+
+
+_BAD_FILES = (OSError, ValueError, RuntimeError, SafetensorError)

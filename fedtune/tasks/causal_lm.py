@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedtune.config.schema import TaskConfig
 from fedtune.errors import InputError
+from fedtune.models.padding import filler
 from fedtune.tasks.encoding import fingerprint
 from fedtune.tasks.padding import lengths_mask, pad
 from fedtune.tasks.task import IGNORED, Encoded, Predictions, Task
@@ -21,6 +22,7 @@ class CausalLm(Task):
         if config.packing:
             raise InputError("packing is not available yet", where="task.packing")
         self._config, self._tokenizer = config, tokenizer
+        self._filler = filler(tokenizer)
         self.fingerprint = fingerprint(config, tokenizer)
 
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
@@ -37,7 +39,7 @@ class CausalLm(Task):
         """`input_ids`, `attention_mask` and `labels`, all [examples, longest]."""
         rows = [example.input_ids for example in examples]
         return {
-            "input_ids": pad(rows, self._tokenizer.pad_token_id),
+            "input_ids": pad(rows, self._filler),
             "attention_mask": lengths_mask(rows),
             "labels": pad([example.labels for example in examples], IGNORED),
         }

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from fedtune.config.schema import TaskConfig
 from fedtune.errors import InputError
+from fedtune.models.padding import filler, spare_token
 from fedtune.tasks.encoding import fingerprint
 from fedtune.tasks.padding import lengths_mask, pad
 from fedtune.tasks.task import Encoded, Predictions, Task
@@ -20,6 +21,7 @@ class SequenceClassification(Task):
 
     def __init__(self, config: TaskConfig, tokenizer: Any, labels: Sequence[str]) -> None:
         self._config, self._tokenizer = config, tokenizer
+        self._filler, self._spare = filler(tokenizer), spare_token(tokenizer)
         self._ids = {label: number for number, label in enumerate(labels)}
         self.fingerprint = fingerprint(config, tokenizer, labels)
 
@@ -29,13 +31,14 @@ class SequenceClassification(Task):
         texts = [row["text"] for row in rows]
         tokens = self._tokenizer(texts, truncation=True, max_length=self._config.max_length)
         pairs = zip(tokens["input_ids"], labels, strict=True)
-        return [Encoded(ids, [label]) for ids, label in pairs]
+        # a decoder takes the last token that isn't padding for the text's end
+        return [Encoded([t for t in ids if t != self._spare], [label]) for ids, label in pairs]
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [examples, longest], `labels` [examples]."""
         rows = [example.input_ids for example in examples]
         return {
-            "input_ids": pad(rows, self._tokenizer.pad_token_id),
+            "input_ids": pad(rows, self._filler),
             "attention_mask": lengths_mask(rows),
             "labels": torch.tensor([example.labels[0] for example in examples]),
         }
