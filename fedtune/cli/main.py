@@ -13,6 +13,7 @@ import typer  # noqa: E402
 from fedtune.cli import config, data  # noqa: E402
 from fedtune.cli.doctor import doctor  # noqa: E402
 from fedtune.cli.simulate import simulate  # noqa: E402
+from fedtune.cli.train import train  # noqa: E402
 from fedtune.errors import InputError, RunFailedError  # noqa: E402
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.command()(train)
 app.command()(simulate)
 app.command()(doctor)
 

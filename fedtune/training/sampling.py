@@ -1,6 +1,7 @@
 """Which examples a step takes: a pure function of seed and step, so that nothing is to be saved."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,11 @@ def steps_for(settings: TrainingConfig, examples: int) -> int:
 def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Examples of step `step` (from 0): a new order each pass, whose last batch may be short."""
     in_a_pass = math.ceil(examples / batch_size)
-    order = np.random.default_rng([seed, step // in_a_pass]).permutation(examples)
+    order = _order(examples, seed, step // in_a_pass)
     start = step % in_a_pass * batch_size
     return [int(index) for index in order[start : start + batch_size]]
+
+
+@lru_cache(maxsize=1)
+def _order(examples: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(examples)

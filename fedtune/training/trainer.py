@@ -1,91 +1,210 @@
 """The only training loop: central, in a silo and in a simulation."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fedtune.config.schema import TrainingConfig
-from fedtune.errors import InputError, RunFailedError
-from fedtune.models.adapters import read_state
+from fedtune.errors import RunFailedError
+from fedtune.models.adapters import read_state, write_state
+from fedtune.tasks.evaluation import evaluate, to_device
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import TensorSet
+from fedtune.training import processes
+from fedtune.training.checkpoints import CheckpointFolder, Progress
+from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
+from fedtune.training.interrupts import deferred
 from fedtune.training.optimizers import build_optimizer, clip, rate_factor, set_rate
-from fedtune.training.sampling import batch_indices, steps_for
+from fedtune.training.sampling import batch_indices, step_seed, steps_for
 
-_NOT_YET = ("gradient_checkpointing", "eval_steps", "early_stopping_patience", "save_steps")
+_CHECKPOINTS_A_RUN = 10
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training did. `delta` is trained minus received; `loss` the mean over all steps."""
+    """What training did. `delta` is trained minus received; `loss` the mean over all steps.
+
+    `evaluations` are the metrics of every evaluation, each with its `step`. `kept_step` is the
+    step whose weights the model now has: the best one under early stopping, else the last.
+    """
 
     delta: TensorSet
     examples: int
     steps: int
     loss: float
+    kept_step: int
+    evaluations: list[dict[str, float]] = field(default_factory=list)
 
 
 class Trainer:
     """Trains a model's trainable parameters on encoded examples; equal seeds, equal results."""
 
-    def __init__(self, task: Task, settings: TrainingConfig, *, seed: int) -> None:
-        for name in _NOT_YET:
-            if getattr(settings, name):
-                raise InputError("is not available yet", where=f"training.{name}")
-        if settings.precision == "bf16":
-            raise InputError("bf16 is not available yet", where="training.precision")
+    def __init__(
+        self, task: Task, settings: TrainingConfig, *, seed: int, listeners: Iterable[Listener] = ()
+    ) -> None:
         self._task, self._settings, self._seed = task, settings, seed
+        self._listeners = tuple(listeners)
 
     def fit(
-        self, model: Any, train: Sequence[Encoded], *, proximal_mu: float = 0.0
+        self,
+        model: Any,
+        train: Sequence[Encoded],
+        *,
+        held_out: Sequence[Encoded] = (),
+        proximal_mu: float = 0.0,
+        checkpoints: CheckpointFolder | None = None,
     ) -> TrainingResult:
-        """Train `model` in place. Raises RunFailedError on a loss that is not finite.
+        """Train `model` in place, from the latest checkpoint if there is one.
 
-        With `proximal_mu` each step also pulls towards the received weights (FedProx, Li et al.
-        2020, eq. 2).
+        `held_out` is what `eval_steps` evaluates on. With `proximal_mu` each step also pulls
+        towards the received weights (FedProx, Li et al. 2020, eq. 2). Raises RunFailedError on a
+        loss that is not finite, InputError on a checkpoint that is not this run's.
         """
         received = read_state(model)
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         optimizer = build_optimizer(self._settings, parameters.values())
         steps = steps_for(self._settings, len(train))
-        losses = []
-        model.train()
-        # dropout draws from the seed and leaves the caller's stream alone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            for step in range(steps):
-                factor = rate_factor(self._settings, step, steps)
-                set_rate(optimizer, self._settings.learning_rate * factor)
-                losses.append(self._gradients(model, train, step))
+        progress = checkpoints.restore(model, optimizer) if checkpoints else Progress()
+        with _learning(model, self._settings), _interruptible(checkpoints) as told_to_stop:
+            while progress.step < steps and not self._gives_up(progress):
+                began = time.monotonic()
+                rate = self._rate(progress.step, steps)
+                set_rate(optimizer, rate)
+                loss, count = self._gradients(model, parameters, train, progress.step)
                 _pull(parameters, received, proximal_mu)
                 clip(parameters.values(), self._settings)
                 optimizer.step()
                 optimizer.zero_grad()
-                if step == 0:
-                    _check_moved(model, received)
-        delta = read_state(model) - received
-        return TrainingResult(delta, len(train), steps, math.fsum(losses) / steps)
+                if progress.step == 0:
+                    _check_moved(parameters, received)
+                progress.step += 1
+                progress.loss_sum += loss
+                seconds = time.monotonic() - began
+                self._tell(StepDone(progress.step, steps, loss, rate, count, seconds))
+                if held_out and _due(self._settings.eval_steps, progress.step, steps):
+                    self._evaluate(model, held_out, progress)
+                stopping = processes.agree(told_to_stop())
+                if checkpoints and (stopping or self._save_due(progress.step, steps)):
+                    self._save(checkpoints, model, optimizer, progress)
+                if stopping:
+                    break
+        if progress.best is not None:
+            write_state(model, progress.best)
+        return TrainingResult(
+            delta=read_state(model) - received,
+            examples=len(train),
+            steps=progress.step,
+            loss=progress.loss_sum / progress.step,
+            kept_step=progress.best_step or progress.step,
+            evaluations=progress.evaluations,
+        )
 
-    def _gradients(self, model: Any, train: Sequence[Encoded], step: int) -> float:
-        """Add up the gradient of the batch's mean loss, however it is cut; return the loss."""
-        settings = self._settings
+    def _rate(self, step: int, steps: int) -> float:
+        return self._settings.learning_rate * rate_factor(self._settings, step, steps)
+
+    def _gradients(
+        self, model: Any, parameters: Mapping[str, Tensor], train: Sequence[Encoded], step: int
+    ) -> tuple[float, int]:
+        """Set the gradients of the batch's mean loss, however it is cut; return loss and size."""
+        settings, where = self._settings, _device_of(parameters)
         chosen = batch_indices(len(train), settings.batch_size, self._seed, step)
+        mine = processes.own_share(chosen)
         size = settings.micro_batch_size or settings.batch_size
-        total = 0.0
-        for start in range(0, len(chosen), size):
-            examples = [train[index] for index in chosen[start : start + size]]
-            loss = self._task.losses(model, self._task.collate(examples)).sum() / len(chosen)
+        total = torch.zeros(1, device=where)
+        processes.seed_step(self._seed, step)
+        for start in range(0, len(mine), size):
+            batch = self._task.collate([train[index] for index in mine[start : start + size]])
+            with processes.precision(settings, where):
+                losses = self._task.losses(model, to_device(batch, model))
+            loss = losses.sum() / len(chosen)
             loss.backward()
-            total += float(loss.detach())
-        if not math.isfinite(total):
+            total += loss.detach()
+        processes.add_up_gradients(parameters.values())
+        processes.add_up(total)
+        if not math.isfinite(float(total)):
             raise RunFailedError(
-                f"step {step + 1}: the loss is {total}; lower `training.learning_rate`"
+                f"step {step + 1}: the loss is {float(total)}; lower `training.learning_rate`"
             )
-        return total
+        return float(total), len(chosen)
+
+    def _evaluate(self, model: Any, held_out: Sequence[Encoded], progress: Progress) -> None:
+        size = self._settings.micro_batch_size or self._settings.batch_size
+        metrics = evaluate(self._task, model, held_out, size) if processes.is_main() else {}
+        metrics = processes.agree(metrics)
+        progress.evaluations.append({"step": progress.step, **metrics})
+        self._tell(Evaluated(progress.step, metrics))
+        if self._settings.early_stopping_patience is None:
+            return
+        before = [past["loss"] for past in progress.evaluations[:-1]]
+        if metrics["loss"] < min(before, default=math.inf):
+            progress.best_step, progress.best = progress.step, read_state(model)
+
+    def _gives_up(self, progress: Progress) -> bool:
+        """Whether the last `early_stopping_patience` evaluations brought no lower loss."""
+        patience = self._settings.early_stopping_patience
+        if patience is None or progress.best_step is None:
+            return False
+        return sum(past["step"] > progress.best_step for past in progress.evaluations) >= patience
+
+    def _save_due(self, step: int, steps: int) -> bool:
+        every = self._settings.save_steps or math.ceil(steps / _CHECKPOINTS_A_RUN)
+        return _due(every, step, steps)
+
+    def _save(
+        self,
+        checkpoints: CheckpointFolder,
+        model: Any,
+        optimizer: Optimizer,
+        progress: Progress,
+    ) -> None:
+        if processes.is_main():
+            self._tell(Saved(progress.step, checkpoints.save(model, optimizer, progress)))
+        processes.wait_for_all()
+
+    def _tell(self, event: Event) -> None:
+        if processes.is_main():
+            for listener in self._listeners:
+                listener(event)
+
+
+def _device_of(parameters: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(parameters.values())).device
+
+
+def _due(every: int | None, step: int, steps: int) -> bool:
+    return every is not None and (step % every == 0 or step == steps)
+
+
+@contextmanager
+def _learning(model: Any, settings: TrainingConfig) -> Iterator[None]:
+    """The model in training mode; the caller's stream of random numbers is left alone."""
+    model.train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        # dropout draws from the seed of its step
+        with torch.random.fork_rng(devices=[d for d in [model.device] if d.type == "cuda"]):
+            yield
+    finally:
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+
+
+@contextmanager
+def _interruptible(checkpoints: CheckpointFolder | None) -> Iterator[Callable[[], bool]]:
+    """Where a checkpoint can be written, a signal waits until it is."""
+    if checkpoints is None:
+        yield lambda: False
+    else:
+        with deferred() as told_to_stop:
+            yield told_to_stop
 
 
 def _pull(parameters: dict[str, Tensor], received: TensorSet, mu: float) -> None:
@@ -93,10 +212,11 @@ def _pull(parameters: dict[str, Tensor], received: TensorSet, mu: float) -> None
         return
     for name, parameter in parameters.items():
         if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - received[name], alpha=mu)
+            start = received[name].to(parameter.device)
+            parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
 
-def _check_moved(model: Any, received: TensorSet) -> None:
+def _check_moved(parameters: dict[str, Tensor], received: TensorSet) -> None:
     """A frozen or detached adapter trains nothing while the loss looks fine: say so at once."""
-    if read_state(model).digest() == received.digest():
+    if all(torch.equal(p.detach().float().cpu(), received[n]) for n, p in parameters.items()):
         raise RunFailedError("the first step moved no trainable weight")

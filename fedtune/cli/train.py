@@ -1,0 +1,46 @@
+"""`fedtune train`: central fine-tuning."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedtune.training.central import CentralResult
+
+
+def train(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on after the last checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Fine-tune one model on all the data, and compare it with the untouched base."""
+    from fedtune.config.load import load_config
+
+    config = load_config(path, overrides or [])
+    out = Path(config.output.dir)
+    from fedtune.training import processes
+    from fedtune.training.central import train as run
+
+    result = run(config, out, resume=resume)
+    if not processes.is_main():
+        return
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+    else:
+        _show(result, out)
+
+
+def _show(result: "CentralResult", out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    scores = Table("held-out test", "loss", "accuracy")
+    for name, metrics in result.comparison.items():
+        scores.add_row(name, f"{metrics['loss']:.4f}", f"{metrics['accuracy']:.3f}")
+    Console().print(scores)
+    print(f"{result.steps} steps, weights of step {result.kept_step}")
+    print(f"run folder: {out}")

@@ -1,0 +1,106 @@
+"""`fedtune train`: one model on all the data of one place."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtune.atomic import write_text
+from fedtune.config.schema import RunConfig
+from fedtune.models.adapters import save_adapter
+from fedtune.tasks.evaluation import evaluate
+from fedtune.training import processes
+from fedtune.training.checkpoints import CheckpointFolder
+from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
+from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
+from fedtune.training.prepare import Prepared, prepare
+from fedtune.training.run_folder import claim_folder
+from fedtune.training.trainer import Trainer
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class CentralResult:
+    """What a central run gave. `comparison` maps `base` and `trained` to held-out metrics.
+
+    `loss` is the mean training loss over all steps; `kept_step` the step whose weights were kept.
+    """
+
+    adapter: Path
+    steps: int
+    kept_step: int
+    loss: float
+    comparison: dict[str, dict[str, float]]
+
+
+def train(
+    config: RunConfig, out: Path, *, resume: bool = False, listeners: Iterable[Listener] = ()
+) -> CentralResult:
+    """Train, save the adapter under `out`, and score it against the untouched base.
+
+    Raises InputError on settings, data or a model that can't be used, RunFailedError when training
+    can't go on.
+    """
+    check_loggers(config)
+    prepared = prepare(config)
+    if processes.is_main():
+        claim_folder(out, config, resume=resume)
+    processes.wait_for_all()
+    base = _score(prepared)
+    checkpoints = CheckpointFolder(out / "checkpoints", config.hash)
+    with _log(config, out, checkpoints.latest_step) as log:
+        trainer = Trainer(
+            prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]
+        )
+        result = trainer.fit(
+            prepared.model, prepared.train, held_out=prepared.test, checkpoints=checkpoints
+        )
+    comparison = {"base": base, "trained": _score(prepared)}
+    if processes.is_main():
+        save_adapter(prepared.model, prepared.tokenizer, out / "adapter", base=config.model.path)
+        write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    return CentralResult(
+        out / "adapter", result.steps, result.kept_step, result.loss, comparison
+    )
+
+
+def _score(prepared: Prepared) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    if processes.is_main():
+        metrics = evaluate(prepared.task, prepared.model, prepared.test, EVALUATION_BATCH)
+    return processes.agree(metrics)
+
+
+@contextmanager
+def _log(config: RunConfig, out: Path, resumed_step: int) -> Iterator[Listener]:
+    """A listener that writes every number to metrics.jsonl and to `output.loggers`."""
+    if not processes.is_main():
+        yield lambda event: None
+        return
+    first = JsonlLogger(out / "metrics.jsonl", keep_until=resumed_step)
+    loggers: list[Logger] = [first, *open_loggers(config, out)]
+
+    def write(event: Event) -> None:
+        if isinstance(event, Saved):
+            return
+        for logger in loggers:
+            logger.write(event.step, _numbers(event))
+
+    try:
+        yield write
+    finally:
+        for logger in loggers:
+            logger.close()
+
+
+def _numbers(event: StepDone | Evaluated) -> dict[str, float]:
+    if isinstance(event, Evaluated):
+        return {f"eval_{name}": value for name, value in event.metrics.items()}
+    return {
+        "loss": event.loss,
+        "learning_rate": event.learning_rate,
+        "examples": event.examples,
+        "seconds": event.seconds,
+    }

@@ -1,0 +1,120 @@
+"""Where a run's numbers go: always metrics.jsonl, and what `output.loggers` asks for."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedtune.config.schema import RunConfig
+from fedtune.errors import InputError
+
+_NEEDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
+
+
+class Logger(Protocol):
+    """Takes numbers by step (or round)."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers after `step`."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class JsonlLogger:
+    """One JSON object a line, `step` first. What a killed run wrote beyond `step` is dropped."""
+
+    def __init__(self, path: Path, *, keep_until: int = 0) -> None:
+        kept = [line for line in _lines(path) if line["step"] <= keep_until]
+        self._file = path.open("w", encoding="utf-8")
+        for line in kept:
+            self._put(line)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a line; it is on disk's way at once."""
+        self._put({"step": step, **values})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _put(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+class TensorBoardLogger:
+    """Event files under the run folder's `tensorboard/`."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar a value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+class MlflowLogger:
+    """A run of the settings' hash, at `MLFLOW_TRACKING_URI` or in the run folder's mlflow.db."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        import mlflow
+        from mlflow.tracking import MlflowClient
+
+        uri = None if mlflow.is_tracking_uri_set() else f"sqlite:///{folder / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=uri)
+        experiment = self._client.get_experiment_by_name("fedtune")
+        number = experiment.experiment_id if experiment else None
+        self._run = self._client.create_run(
+            number or self._client.create_experiment("fedtune"), run_name=config.hash[:12]
+        ).info.run_id
+        self._client.log_param(self._run, "config_hash", config.hash)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One metric a value."""
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self._client.set_terminated(self._run)
+
+
+def check_loggers(config: RunConfig) -> None:
+    """Raise InputError when a logger's package isn't installed."""
+    for name in config.output.loggers:
+        if importlib.util.find_spec(_NEEDS[name]) is None:
+            raise InputError(
+                f"`{name}` is not installed",
+                where="output.loggers",
+                mend=f"pip install 'fedtune[{name}]'",
+            )
+
+
+def open_loggers(config: RunConfig, folder: Path) -> list[Logger]:
+    """The loggers that `output.loggers` names, for the run in `folder`."""
+    made: dict[str, Any] = {
+        "tensorboard": lambda: TensorBoardLogger(folder / "tensorboard"),
+        "mlflow": lambda: MlflowLogger(config, folder),
+    }
+    return [made[name]() for name in config.output.loggers]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # a line that a kill cut off is the last
+            break
+    return lines

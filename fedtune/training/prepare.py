@@ -1,0 +1,48 @@
+"""Settings become what training needs: a model with its adapter, a task, encoded examples.
+
+The order prevents silent failures: device, then adapter, then (in the trainer) optimizer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedtune.config.schema import RunConfig
+from fedtune.data.load import Splits, load_splits
+from fedtune.models.adapters import attach_adapter
+from fedtune.models.base import load_base
+from fedtune.tasks import build_task
+from fedtune.tasks.encoding import EncodedSet, encode_examples
+from fedtune.tasks.task import Task
+from fedtune.training import processes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs, loaded once. `splits` are the rows that `train` and `test` encode."""
+
+    config: RunConfig
+    model: Any
+    tokenizer: Any
+    task: Task
+    splits: Splits
+    train: EncodedSet
+    test: EncodedSet
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load data and model, and attach the adapter. Raises InputError on what can't be used."""
+    splits = load_splits(config)
+    labels = config.task.labels or splits.labels
+    where = processes.device()
+    dtype = torch.float32
+    if config.adapter.method != "full" and processes.uses_bf16(config.training, where):
+        dtype = torch.bfloat16  # frozen weights; what is trained stays float32
+    base = load_base(config.model, config.task.name, labels, seed=config.seed, dtype=dtype)
+    task = build_task(config.task, base.tokenizer, labels)
+    train, test = (encode_examples(task, rows) for rows in (splits.train, splits.test))
+    model = attach_adapter(
+        base.model.to(where), config.adapter, seed=config.seed, task=config.task.name
+    )
+    return Prepared(config, model, base.tokenizer, task, splits, train, test)
