@@ -80,7 +80,7 @@ class CheckpointFolder:
             load_optimizer_state(optimizer, parts["optimizer"])
         except (ValueError, KeyError) as error:
             raise InputError(f"not of this model ({error})", where=finished[-1]) from None
-        return Progress(**facts, best=parts.get("best"))
+        return Progress(**{**facts, "best": parts.get("best")})
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, TensorSet]]:
         try:

@@ -39,7 +39,7 @@ def prepare(config: RunConfig) -> Prepared:
     dtype = torch.float32
     if config.adapter.method != "full" and processes.uses_bf16(config.training, where):
         dtype = torch.bfloat16  # frozen weights; what is trained stays float32
-    base = load_base(config.model, config.task.name, labels, seed=config.seed, dtype=dtype)
+    base = load_base(config.model, config.task.name, labels, seed=config.seed)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = (encode_examples(task, rows) for rows in (splits.train, splits.test))
     model = attach_adapter(

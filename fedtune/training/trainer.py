@@ -22,7 +22,7 @@ from fedtune.training.checkpoints import CheckpointFolder, Progress
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.interrupts import deferred
 from fedtune.training.optimizers import build_optimizer, clip, rate_factor, set_rate
-from fedtune.training.sampling import batch_indices, step_seed, steps_for
+from fedtune.training.sampling import batch_indices, steps_for
 
 _CHECKPOINTS_A_RUN = 10
 
@@ -187,14 +187,14 @@ def _learning(model: Any, settings: TrainingConfig) -> Iterator[None]:
     """The model in training mode; the caller's stream of random numbers is left alone."""
     model.train()
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         # dropout draws from the seed of its step
         with torch.random.fork_rng(devices=[d for d in [model.device] if d.type == "cuda"]):
             yield
     finally:
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def test_gradient_checkpointing_changes_memory_not_the_result():
     plain, _ = fit()
     saving, model = fit(gradient_checkpointing=True)
     assert (plain.delta - saving.delta).norm() < 1e-5 * plain.delta.norm()
-    assert not model.is_gradient_checkpointing
+    assert not model.is_activation_checkpointing
 
 
 def test_bf16_is_close_and_keeps_float32_weights():

@@ -1,0 +1,105 @@
+"""`fedtune train` through the command line, on the embedded model and notes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from fedtune.cli.main import main
+from fedtune.config.schema import ModelConfig
+from fedtune.models.base import load_base
+
+COMMAND = [sys.executable, "-m", "fedtune"]
+SMALL: dict[str, Any] = {
+    "data": {"embedded_patients": 32},
+    "task": {"max_length": 160},
+    "training": {"max_steps": 12, "batch_size": 4, "eval_steps": 6},
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+
+def arguments(folder: Path, *extra: str) -> list[str]:
+    file = folder.with_suffix(".yaml")
+    file.write_text(json.dumps({**SMALL, "output": {"dir": str(folder)}}))
+    return ["train", str(file), *extra]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_beats_the_base_logs_everywhere_and_loads_with_plain_peft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    assert main(arguments(folder, "--json", "output.loggers=[tensorboard, mlflow]")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["comparison"]["trained"]["loss"] < told["comparison"]["base"]["loss"]
+    assert (told["steps"], told["kept_step"]) == (12, 12)
+    assert [line["step"] for line in lines(folder) if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines(folder) if "eval_loss" in line] == [6, 12]
+    trained = told["comparison"]["trained"]["loss"]
+    assert lines(folder)[-1]["eval_loss"] == pytest.approx(trained, rel=1e-5)
+    assert list((folder / "tensorboard").iterdir())
+    assert (folder / "mlflow.db").exists()
+    model = PeftModel.from_pretrained(
+        load_base(ModelConfig(), "causal_lm").model, folder / "adapter"
+    )
+    assert any(p.abs().max() > 0 for n, p in model.named_parameters() if "lora_B" in n)
+    assert main(arguments(folder)) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_to_the_same_adapter(number: signal.Signals, tmp_path: Path):
+    folder = tmp_path / "cut"
+    process = subprocess.Popen([*COMMAND, *arguments(folder)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("checkpoints/step-*[0-9]")):
+        assert process.poll() is None, "ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    assert not (folder / "adapter").exists()
+    assert main(arguments(folder, "--resume")) == 0
+    assert main(arguments(tmp_path / "whole")) == 0
+    cut, whole = weights(folder), weights(tmp_path / "whole")
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+    numbers = [[(v["step"], v.get("loss")) for v in lines(tmp_path / n)] for n in ("cut", "whole")]
+    assert numbers[0] == numbers[1]
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path):
+    # 5 examples a step: the shares differ, and with dropout off they add up to the same gradient
+    extra = ["training.batch_size=5", "training.optimizer=sgd", "training.learning_rate=0.5"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch += ["--main_process_port=0", "-m", "fedtune"]
+    subprocess.run(
+        [*launch, *arguments(tmp_path / "two", *extra)], check=True, timeout=120, cwd=tmp_path
+    )
+    assert main(arguments(tmp_path / "one", *extra)) == 0
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max(float(t.abs().max()) for n, t in one.items() if "lora_B" in n) > 1e-3
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    assert len(lines(tmp_path / "two")) == len(lines(tmp_path / "one"))
