@@ -168,7 +168,9 @@ class TrainingConfig(Section):
     early_stopping_patience: PositiveInt | None = Field(
         None, description="Stop after n evaluations without a lower loss, and keep the best."
     )
-    save_steps: PositiveInt | None = Field(None, description="Checkpoint every n steps.")
+    save_steps: PositiveInt | None = Field(
+        None, description="Checkpoint every n steps (train only); null: every tenth of the run."
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TrainingConfig":

@@ -6,8 +6,6 @@ The order prevents silent failures: device, then adapter, then (in the trainer) 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import Splits, load_splits
 from fedtune.models.adapters import attach_adapter
@@ -36,9 +34,6 @@ def prepare(config: RunConfig) -> Prepared:
     splits = load_splits(config)
     labels = config.task.labels or splits.labels
     where = processes.device()
-    dtype = torch.float32
-    if config.adapter.method != "full" and processes.uses_bf16(config.training, where):
-        dtype = torch.bfloat16  # frozen weights; what is trained stays float32
     base = load_base(config.model, config.task.name, labels, seed=config.seed)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = (encode_examples(task, rows) for rows in (splits.train, splits.test))

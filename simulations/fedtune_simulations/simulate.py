@@ -16,16 +16,13 @@ from fedtune_server.rounds import RoundReport, RunPlan, check_quorum, run_rounds
 from fedtune.aggregation.rules import build_rule
 from fedtune.config.load import save_config
 from fedtune.config.schema import RunConfig
-from fedtune.data.load import load_splits
 from fedtune.data.partition import partition, save_partition
 from fedtune.errors import InputError
-from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
-from fedtune.models.base import load_base
-from fedtune.tasks import build_task
-from fedtune.tasks.encoding import encode_examples
+from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec, TensorSet
+from fedtune.training.prepare import prepare as prepare_training
 from fedtune.training.sampling import steps_for
 from fedtune.training.trainer import Trainer
 from fedtune_simulations.grid import InProcessGrid
@@ -146,18 +143,12 @@ def simulate(
 
 def prepare(config: RunConfig) -> tuple[Setting, dict[str, list[int]]]:
     """Load data and model; give the setting and each silo's row numbers."""
-    splits = load_splits(config)
-    indices = partition(splits.train, config.federation.partition, config.seed)
-    labels = config.task.labels or splits.labels
-    base = load_base(config.model, config.task.name, labels, seed=config.seed)
-    task = build_task(config.task, base.tokenizer, labels)
-    train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
-    silos = {name: train.select(chosen) for name, chosen in indices.items()}
-    # its refusals are wanted now, not as a failure of every silo
-    Trainer(task, config.training, seed=config.seed)
-    model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.name)
-    pooled = train.select([row for chosen in indices.values() for row in chosen])
-    return Setting(config, model, base.tokenizer, task, silos, pooled, test), indices
+    ready = prepare_training(config)
+    indices = partition(ready.splits.train, config.federation.partition, config.seed)
+    silos = {name: ready.train.select(chosen) for name, chosen in indices.items()}
+    pooled = ready.train.select([row for chosen in indices.values() for row in chosen])
+    model, tokenizer, task, test = ready.model, ready.tokenizer, ready.task, ready.test
+    return Setting(config, model, tokenizer, task, silos, pooled, test), indices
 
 
 def silo_seed(seed: int, silo: str, round_number: int) -> int:
@@ -176,6 +167,10 @@ def _check_available(config: RunConfig) -> None:
     for field, asked in refused.items():
         if asked:
             raise InputError("is not available yet in `simulate`", where=field)
+    # a silo's local steps are few; the coordinator evaluates and checkpoints after each round
+    for name in ("eval_steps", "early_stopping_patience", "save_steps"):
+        if getattr(config.training, name) is not None:
+            raise InputError("is for `train` only", where=f"training.{name}", mend="set it to null")
 
 
 def _compare(
