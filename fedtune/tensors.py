@@ -5,6 +5,7 @@ An adapter's state, a delta (trained minus received) and a server optimizer's mo
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -136,6 +137,16 @@ class TensorSet:
         except Exception as error:
             raise InputError(f"not a safetensors file ({error})", where=path) from None
         return TensorSet({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def payload_size(spec: Spec) -> int:
+    """Bytes of `TensorSet.to_bytes` for a set of this spec, without making one."""
+    header, end = {}, 0
+    for name, shape in spec:
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + math.ceil(text / 8) * 8 + end
 
 
 def size_limit(spec: Spec) -> int:

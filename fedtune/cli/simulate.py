@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedtune.cli.dry_run import tell
+
 if TYPE_CHECKING:
     from fedtune_server.rounds import RoundReport
     from fedtune_simulations.simulate import SimulationResult
@@ -20,13 +22,25 @@ def simulate(
     compare: Annotated[
         bool, typer.Option(help="Also train each silo alone and centrally, and compare.")
     ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and tell what a run would do.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run a federation in this process and compare it with each silo alone."""
+    """Run a federation in this process and compare it with each silo alone.
+
+    Example: fedtune simulate lora.yaml federation.rounds=3
+    """
     from fedtune.config.load import load_config
 
     config = load_config(path, overrides or [])
     out = Path(config.output.dir)
+    if dry_run:
+        from fedtune_simulations.dry_run import dry_run as plan
+
+        found = plan(config, out, resume=resume)
+        tell(found.run, found, as_json=as_json)
+        return
     from fedtune_simulations.simulate import simulate as run
 
     result = run(config, out, resume=resume, compare=compare, on_round=_tell)

@@ -100,6 +100,12 @@ def check_quorum(plan: RunPlan) -> None:
         )
 
 
+def check_fits(saved: Checkpoint, initial: TensorSet, folder: Path | None) -> None:
+    """Raise InputError when a checkpoint's adapter is not of the model's shapes."""
+    if saved.state.adapter.spec != initial.spec:
+        raise InputError("the checkpoint's adapter is not the model's", where=folder)
+
+
 def _start(
     rule: Rule, initial: TensorSet, plan: RunPlan, checkpoints: Path | None, resume: bool
 ) -> tuple[GlobalState, list[RoundReport]]:
@@ -113,8 +119,7 @@ def _start(
         )
     if saved is None:
         return fresh, []
-    if saved.state.adapter.spec != initial.spec:
-        raise InputError("the checkpoint's adapter is not the model's", where=checkpoints)
+    check_fits(saved, initial, checkpoints)
     return saved.state, [_report(values) for values in saved.reports]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def simulate(
     Raises InputError on settings, data or a model that can't be used, RunFailedError when too few
     silos answered.
     """
-    _check_available(config)
+    check_available(config)
     rule = build_rule(config)
     setting, indices = prepare(config)
     initial = read_state(setting.model)
@@ -157,7 +158,7 @@ def silo_seed(seed: int, silo: str, round_number: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _check_available(config: RunConfig) -> None:
+def check_available(config: RunConfig) -> None:
     """Refuse what the schema knows and this release can't do: nothing is accepted and ignored."""
     refused = {
         "federation.silo_ranks": bool(config.federation.silo_ranks),
@@ -209,9 +210,8 @@ def _trained_apart(
     return evaluate(setting.task, setting.model, setting.test, _EVALUATION_BATCH)
 
 
-def _write_inputs(
-    out: Path, config: RunConfig, indices: dict[str, list[int]], *, resume: bool
-) -> None:
+def check_folder(out: Path, *, resume: bool) -> None:
+    """Raise InputError unless `out` can take this run; writes nothing."""
     if not resume and (out / "checkpoints").exists():
         raise InputError(
             "the folder holds another run",
@@ -220,6 +220,23 @@ def _write_inputs(
         )
     if resume and not (out / "checkpoints").exists():
         raise InputError("there is no run to resume", where=out)
+    there = out.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(
+            "is a file, where a folder is wanted", where=there, mend="set another `output.dir`"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            "can't be written", where=there, mend="change its rights, or set another `output.dir`"
+        )
+
+
+def _write_inputs(
+    out: Path, config: RunConfig, indices: dict[str, list[int]], *, resume: bool
+) -> None:
+    check_folder(out, resume=resume)
     if resume:
         return  # the checkpoint's hash decides whether these settings are the run's
     out.mkdir(parents=True, exist_ok=True)

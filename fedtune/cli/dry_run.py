@@ -1,0 +1,61 @@
+"""How a dry run is told: the same lines for `train` and `simulate`."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+
+if TYPE_CHECKING:
+    from fedtune_simulations.dry_run import FederatedDryRun
+
+    from fedtune.reports.dry_run import DryRun, ShownExample
+
+_BAR = {True: "learned     | ", False: "not learned | "}
+
+
+def tell(run: "DryRun", federated: "FederatedDryRun | None" = None, *, as_json: bool) -> None:
+    """Print what the run would do, as lines or as JSON."""
+    if as_json:
+        facts = asdict(federated) if federated else asdict(run)
+        memory = facts["run"]["memory"] if federated else facts["memory"]
+        memory["total"] = run.memory.total
+        print(json.dumps(facts, indent=2))
+        return
+    print("dry run: nothing is trained, no weights are loaded, no run folder is written")
+    bad = f", {run.bad_rows} bad rows left out" if run.bad_rows else ""
+    print(
+        f"data: {run.train_examples:,} training and {run.test_examples:,} test examples, "
+        f"the longest of {run.longest_tokens} tokens{bad}"
+    )
+    share = 100 * run.trainable_parameters / run.parameters
+    print(
+        f"model: {run.model}, {run.parameters:,} parameters with the adapter, "
+        f"{run.trainable_parameters:,} trainable ({share:.2g} %)"
+    )
+    if federated:
+        _tell_federation(federated)
+    else:
+        print(f"steps: {run.steps:,}")
+    parts = ", ".join(f"{name} {decimal(size)}" for name, size in asdict(run.memory).items())
+    print(f"memory at the peak of a step: {decimal(run.memory.total)} ({parts})")
+    _tell_example(run.example)
+
+
+def _tell_federation(plan: "FederatedDryRun") -> None:
+    sizes = sorted(plan.silos.values())
+    print(f"silos: {len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} examples")
+    print(f"rounds: {plan.rounds:,} of {plan.silos_a_round} silos, {plan.steps:,} steps in all")
+    print(
+        f"bytes a round: {decimal(plan.bytes_down_a_round)} down, "
+        f"{decimal(plan.bytes_up_a_round)} up; {decimal(plan.bytes_all_rounds)} in all rounds"
+    )
+
+
+def _tell_example(example: "ShownExample") -> None:
+    print(f"one example ({example.where}):")
+    for segment in example.segments:
+        for line in segment.text.split("\n"):
+            print(f"  {_BAR[segment.learned]}{line}")
+    if example.label is not None:
+        print(f"  label       | {example.label}")

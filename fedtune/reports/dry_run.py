@@ -1,0 +1,143 @@
+"""What a run would do, found without training and without opening a weights file."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedtune.config.schema import RunConfig
+from fedtune.data.load import Splits, load_splits
+from fedtune.models.adapters import attach_adapter
+from fedtune.models.outline import load_outline
+from fedtune.reports.memory import MemoryEstimate, estimate_memory
+from fedtune.tasks import build_task
+from fedtune.tasks.encoding import EncodedSet, encode_examples
+from fedtune.tasks.task import IGNORED, Encoded, Task
+from fedtune.tensors import Spec
+from fedtune.training.sampling import steps_for
+from fedtune.training.trainer import Trainer
+
+_COPIES_TRAINING = 2  # where training began, and the delta at its end
+_COPIES_FEDERATION = 4  # and the global adapter and the sum of deltas
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of an example's text, and whether the loss is on it."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """One decoded example. `label` is a classifier's."""
+
+    where: str
+    segments: tuple[Segment, ...]
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The facts on a run. `steps` are optimizer steps on all training data at one place."""
+
+    run_hash: str
+    model: str
+    train_examples: int
+    test_examples: int
+    bad_rows: int
+    longest_tokens: int
+    parameters: int
+    trainable_parameters: int
+    steps: int
+    memory: MemoryEstimate
+    example: ShownExample
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A run with everything in place but the model's weights: `model` is on the meta device."""
+
+    config: RunConfig
+    splits: Splits
+    labels: Sequence[str]
+    tokenizer: Any
+    task: Task
+    model: Any
+    train: EncodedSet
+    test: EncodedSet
+
+    @property
+    def spec(self) -> Spec:
+        """Names and shapes of what is trained, as `read_state` would give them."""
+        trained = {n: tuple(p.shape) for n, p in self.model.named_parameters() if p.requires_grad}
+        return tuple(sorted(trained.items()))
+
+
+def dry_run(config: RunConfig) -> DryRun:
+    """What `train` would do with `config`. Raises InputError on what it would refuse."""
+    return facts(outline(config))
+
+
+def outline(config: RunConfig) -> Outline:
+    """Read the data, and the model's config and tokenizer; attach the adapter to shapes."""
+    splits = load_splits(config)
+    labels = config.task.labels or splits.labels
+    base = load_outline(config.model, config.task.name, labels)
+    task = build_task(config.task, base.tokenizer, labels)
+    train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
+    Trainer(task, config.training, seed=config.seed)  # for its refusals
+    with torch.device("meta"):
+        model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.name)
+    return Outline(config, splits, labels, base.tokenizer, task, model, train, test)
+
+
+def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
+    """What is known of the run before its first step."""
+    config, parameters = outline.config, list(outline.model.parameters())
+    lengths = [len(example.input_ids) for example in outline.train]
+    return DryRun(
+        run_hash=config.hash,
+        model=config.model.path,
+        train_examples=len(outline.train),
+        test_examples=len(outline.test),
+        bad_rows=outline.splits.bad_rows.count,
+        longest_tokens=max(lengths),
+        parameters=sum(p.numel() for p in parameters),
+        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        steps=steps_for(config.training, len(outline.train)),
+        memory=estimate_memory(
+            outline.model,
+            outline.task,
+            config,
+            outline.task.collate(_largest_batch(outline, lengths)),
+            copies=_COPIES_FEDERATION if in_federation else _COPIES_TRAINING,
+        ),
+        example=shown(outline.tokenizer, outline.train[0], outline.splits.train[0], outline.labels),
+    )
+
+
+def shown(
+    tokenizer: Any, example: Encoded, row: Mapping[str, Any], labels: Sequence[str]
+) -> ShownExample:
+    """`example` in words, split where the loss begins or ends."""
+    if "label" in row:
+        text = tokenizer.decode(example.input_ids)
+        return ShownExample(row["where"], (Segment(text, False),), labels[example.labels[0]])
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    runs = itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)
+    segments = (
+        Segment(tokenizer.decode([token for token, _ in run]), learned) for learned, run in runs
+    )
+    return ShownExample(row["where"], tuple(segments))
+
+
+def _largest_batch(outline: Outline, lengths: list[int]) -> list[Encoded]:
+    """The longest examples, as many as are in memory at once."""
+    training = outline.config.training
+    size = training.micro_batch_size or training.batch_size
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:size]
+    return [outline.train[index] for index in longest]

@@ -1,0 +1,70 @@
+"""What `simulate` would do, found without training and without opening a weights file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fedtune_server.checkpoints import load_latest
+from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silos
+
+from fedtune.aggregation.rules import build_rule
+from fedtune.config.schema import RunConfig
+from fedtune.data.partition import partition
+from fedtune.reports.dry_run import DryRun, facts, outline
+from fedtune.tensors import Spec, TensorSet, payload_size
+from fedtune.training.sampling import steps_for
+from fedtune_simulations.simulate import check_available, check_folder
+
+
+@dataclass(frozen=True)
+class FederatedDryRun:
+    """The facts on a federated run. `silos` maps each to its examples; `steps` are optimizer
+    steps of all silos in all rounds; bytes are tensor payloads of the first round and of all.
+    """
+
+    run: DryRun
+    silos: Mapping[str, int]
+    rounds: int
+    silos_a_round: int
+    steps: int
+    bytes_down_a_round: int
+    bytes_up_a_round: int
+    bytes_all_rounds: int
+
+
+def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedDryRun:
+    """What `simulate` would do. Raises InputError on what it would refuse; writes nothing."""
+    check_available(config)
+    rule = build_rule(config)
+    found = outline(config)
+    chosen = partition(found.splits.train, config.federation.partition, config.seed)
+    nodes = {name: number for number, name in enumerate(sorted(chosen))}
+    plan = RunPlan(nodes, config.federation, config.seed, config.hash)
+    check_quorum(plan)
+    check_folder(out, resume=resume)
+    rounds = range(1, config.federation.rounds + 1)
+    blank = _blank(found.spec)
+    if resume and (saved := load_latest(out / "checkpoints", config.hash)):
+        check_fits(saved, blank, out / "checkpoints")
+    state = rule.start(blank)
+    sizes = {name: payload_size(rule.received_by(name, state).spec) for name in nodes}
+    asked = [sample_silos(plan, number) for number in rounds]
+    first = sum(sizes[name] for name in asked[0])
+    return FederatedDryRun(
+        run=facts(found, in_federation=True),
+        silos={name: len(rows) for name, rows in chosen.items()},
+        rounds=len(rounds),
+        silos_a_round=len(asked[0]),
+        steps=sum(
+            steps_for(config.training, len(chosen[name])) for names in asked for name in names
+        ),
+        bytes_down_a_round=first,
+        bytes_up_a_round=first,
+        bytes_all_rounds=2 * sum(sizes[name] for names in asked for name in names),
+    )
+
+
+def _blank(spec: Spec) -> TensorSet:
+    """A set of this spec that takes no memory."""
+    return TensorSet({name: torch.zeros(()).expand(shape) for name, shape in spec})
