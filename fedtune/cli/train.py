@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedtune.cli.dry_run import tell
+
 if TYPE_CHECKING:
     from fedtune.training.central import CentralResult
 
@@ -15,13 +17,24 @@ def train(
     path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
     resume: Annotated[bool, typer.Option(help="Go on after the last checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and tell what a run would do.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Fine-tune one model on all the data, and compare it with the untouched base."""
+    """Fine-tune one model on all the data, and compare it with the untouched base.
+
+    Example: fedtune train lora.yaml training.num_epochs=3
+    """
     from fedtune.config.load import load_config
 
     config = load_config(path, overrides or [])
     out = Path(config.output.dir)
+    if dry_run:
+        from fedtune.reports.dry_run import dry_run as plan
+
+        tell(plan(config, out, resume=resume), as_json=as_json)
+        return
     from fedtune.training import processes
     from fedtune.training.central import train as run
 

@@ -7,7 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedtune.config.schema import ModelConfig
+from fedtune.errors import InputError
 from fedtune.models.base import Base, _load, load_tokenizer
+from fedtune.models.padding import filler_for_classifier
 
 
 def load_outline(
@@ -21,13 +23,25 @@ def load_outline(
 
     Raises InputError where `load_base` would, but for weights that are missing or damaged.
     """
+    if model.load_in_4bit:
+        raise InputError("is not available yet", where="model.load_in_4bit")
     tokenizer = load_tokenizer(model)
-    kind: Any = AutoModelForCausalLM
     config = _load(model, AutoConfig)
     if task == "sequence_classification":
-        kind = AutoModelForSequenceClassification
         config.num_labels = len(labels)
-    config.pad_token_id = tokenizer.pad_token_id
-    with torch.device("meta"):
-        made = kind.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
+        made = _on_meta(AutoModelForSequenceClassification, config, model, dtype)
+        config.pad_token_id = filler_for_classifier(tokenizer, made)
+    else:
+        made = _on_meta(AutoModelForCausalLM, config, model, dtype)
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no stop token (eos)", where="model.path")
     return Base(made, tokenizer)
+
+
+def _on_meta(kind: Any, config: Any, model: ModelConfig, dtype: torch.dtype) -> Any:
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
+    except ValueError as error:
+        # a config of a kind of model that has no class for the task
+        raise InputError(str(error).splitlines()[0][:200], where="model.path") from None

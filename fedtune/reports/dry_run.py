@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from fedtune.tasks import build_task
 from fedtune.tasks.encoding import EncodedSet, encode_examples
 from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
+from fedtune.training.checkpoints import CheckpointFolder
+from fedtune.training.loggers import check_loggers
+from fedtune.training.run_folder import check_folder
 from fedtune.training.sampling import steps_for
-from fedtune.training.trainer import Trainer
 
 _COPIES_TRAINING = 2  # where training began, and the delta at its end
 _COPIES_FEDERATION = 4  # and the global adapter and the sum of deltas
@@ -77,9 +80,14 @@ class Outline:
         return tuple(sorted(trained.items()))
 
 
-def dry_run(config: RunConfig) -> DryRun:
-    """What `train` would do with `config`. Raises InputError on what it would refuse."""
-    return facts(outline(config))
+def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
+    """What `train` would do. Raises InputError on what it would refuse; writes nothing."""
+    check_loggers(config)
+    found = outline(config)
+    check_folder(out, config, resume=resume)
+    if resume:
+        CheckpointFolder(out / "checkpoints", config.hash).check()
+    return facts(found)
 
 
 def outline(config: RunConfig) -> Outline:
@@ -89,7 +97,6 @@ def outline(config: RunConfig) -> Outline:
     base = load_outline(config.model, config.task.name, labels)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
-    Trainer(task, config.training, seed=config.seed)  # for its refusals
     with torch.device("meta"):
         model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.name)
     return Outline(config, splits, labels, base.tokenizer, task, model, train, test)

@@ -66,6 +66,11 @@ class CheckpointFolder:
             shutil.rmtree(old)
         return folder
 
+    def check(self) -> None:
+        """Raise InputError if the latest checkpoint is damaged or of a run with other settings."""
+        if finished := self._finished():
+            self._read(finished[-1])
+
     def restore(self, model: Any, optimizer: Optimizer) -> Progress:
         """Put the latest checkpoint into `model` and `optimizer`; without one, nothing is done.
 

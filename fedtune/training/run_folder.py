@@ -1,8 +1,10 @@
 """A run's folder: one run each, never mixed up with another."""
 
+import os
 from pathlib import Path
+from typing import Any
 
-from fedtune.config.load import save_config
+from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 
@@ -10,9 +12,21 @@ from fedtune.errors import InputError
 def claim_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     """Make `out` the folder of this run, or go on with the run that it holds.
 
-    A checkpoint's own hash decides whether `config` is that run's. Raises InputError when the
-    folder holds another run, none to resume, or can't be written.
+    Raises InputError when the folder holds another run, none to resume, or can't be written.
     """
+    check_folder(out, config, resume=resume)
+    if resume:
+        return
+    try:
+        save_config(config, out / "config.yaml")
+    except OSError as error:
+        raise InputError(
+            f"can't be written ({error.strerror})", where=out, mend="set another `output.dir`"
+        ) from None
+
+
+def check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
+    """Raise InputError unless `out` can be a run's folder; writes nothing."""
     holds_run = (out / "config.yaml").exists()
     if holds_run and not resume:
         raise InputError(
@@ -23,10 +37,43 @@ def claim_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     if resume and not holds_run:
         raise InputError("there is no run to resume", where=out)
     if resume:
-        return
-    try:
-        save_config(config, out / "config.yaml")
-    except OSError as error:
+        _check_same_run(out / "config.yaml", config)
+    there = out.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
         raise InputError(
-            f"can't be written ({error.strerror})", where=out, mend="set another `output.dir`"
-        ) from None
+            "is a file, where a folder is wanted", where=there, mend="set another `output.dir`"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            "can't be written", where=there, mend="change its rights, or set another `output.dir`"
+        )
+
+
+def _check_same_run(saved: Path, config: RunConfig) -> None:
+    """Raise InputError when the run of `saved` has other settings; the first few are named."""
+    before = load_config(saved)
+    if before.hash == config.hash:
+        return
+    old, new = _fields(before.model_dump(mode="json")), _fields(config.model_dump(mode="json"))
+    changed = [
+        f"{name}: {old.get(name)} then, {new.get(name)} now"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name) and not name.startswith("output.")
+    ]
+    raise InputError(
+        f"the run was started with other settings ({'; '.join(changed[:3])})",
+        where=saved,
+        mend=f"resume with `{saved}`, or set another `output.dir`",
+    )
+
+
+def _fields(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of a tree of settings, and their values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _fields(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat

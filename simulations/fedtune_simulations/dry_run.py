@@ -13,8 +13,9 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.partition import partition
 from fedtune.reports.dry_run import DryRun, facts, outline
 from fedtune.tensors import Spec, TensorSet, payload_size
+from fedtune.training.run_folder import check_folder
 from fedtune.training.sampling import steps_for
-from fedtune_simulations.simulate import check_available, check_folder
+from fedtune_simulations.simulate import check_available
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     nodes = {name: number for number, name in enumerate(sorted(chosen))}
     plan = RunPlan(nodes, config.federation, config.seed, config.hash)
     check_quorum(plan)
-    check_folder(out, resume=resume)
+    check_folder(out, config, resume=resume)
     rounds = range(1, config.federation.rounds + 1)
     blank = _blank(found.spec)
     if resume and (saved := load_latest(out / "checkpoints", config.hash)):

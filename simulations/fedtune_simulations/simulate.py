@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from fedtune_client.app import LocalUpdate, make_client_app
 from fedtune_server.rounds import RoundReport, RunPlan, check_quorum, run_rounds
 
 from fedtune.aggregation.rules import build_rule
-from fedtune.config.load import save_config
 from fedtune.config.schema import RunConfig
 from fedtune.data.partition import partition, save_partition
 from fedtune.errors import InputError
@@ -24,6 +22,7 @@ from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec, TensorSet
 from fedtune.training.prepare import prepare as prepare_training
+from fedtune.training.run_folder import claim_folder
 from fedtune.training.sampling import steps_for
 from fedtune.training.trainer import Trainer
 from fedtune_simulations.grid import InProcessGrid
@@ -114,7 +113,9 @@ def simulate(
     )
     plan = RunPlan(grid.nodes, config.federation, config.seed, config.hash, poll_seconds=0.0)
     check_quorum(plan)
-    _write_inputs(out, config, indices, resume=resume)
+    claim_folder(out, config, resume=resume)
+    if not (out / "partition.json").exists():
+        save_partition(indices, out / "partition.json")
 
     def told(report: RoundReport) -> None:
         with (out / "metrics.jsonl").open("a") as file:
@@ -208,40 +209,6 @@ def _trained_apart(
     seed = silo_seed(setting.config.seed, name, 0)
     Trainer(setting.task, training, seed=seed).fit(setting.model, data)
     return evaluate(setting.task, setting.model, setting.test, _EVALUATION_BATCH)
-
-
-def check_folder(out: Path, *, resume: bool) -> None:
-    """Raise InputError unless `out` can take this run; writes nothing."""
-    if not resume and (out / "checkpoints").exists():
-        raise InputError(
-            "the folder holds another run",
-            where=out,
-            mend="give `--resume` to go on with it, or set another `output.dir`",
-        )
-    if resume and not (out / "checkpoints").exists():
-        raise InputError("there is no run to resume", where=out)
-    there = out.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise InputError(
-            "is a file, where a folder is wanted", where=there, mend="set another `output.dir`"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(
-            "can't be written", where=there, mend="change its rights, or set another `output.dir`"
-        )
-
-
-def _write_inputs(
-    out: Path, config: RunConfig, indices: dict[str, list[int]], *, resume: bool
-) -> None:
-    check_folder(out, resume=resume)
-    if resume:
-        return  # the checkpoint's hash decides whether these settings are the run's
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
-    save_partition(indices, out / "partition.json")
 
 
 def _line(report: RoundReport) -> str:
