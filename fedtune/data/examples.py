@@ -12,7 +12,7 @@ import numpy as np
 CONTENT_COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
+    "messages": ("messages", "context"),
     "text_label": ("text", "label"),
 }
 IDENTITY_COLUMNS = ("record_id", "unit_id", "silo", "where")
@@ -23,7 +23,8 @@ class ExampleSet:
     """Canonical rows of one format. Rows stay on disk and are mapped into memory on use.
 
     Every row has `record_id`, `unit_id`, `silo` ("" if none) and `where` (`file.jsonl:12`), then
-    the columns of its `format` in `CONTENT_COLUMNS`. `fingerprint` identifies the content.
+    the columns of its `format` in `CONTENT_COLUMNS`; the first `context` of its `messages` are
+    read but not learned. `fingerprint` identifies the content.
     """
 
     rows: datasets.Dataset
@@ -62,4 +63,5 @@ def features(format: str) -> datasets.Features:
     kinds: dict[str, Any] = dict.fromkeys((*IDENTITY_COLUMNS, *CONTENT_COLUMNS[format]), text)
     if format == "messages":
         kinds["messages"] = [{"role": text, "content": text}]
+        kinds["context"] = datasets.Value("int32")
     return datasets.Features(kinds)

@@ -1,96 +1,17 @@
-"""What a row is: telling the format from the columns, and a raw row's canonical form."""
+"""A raw row's canonical form, or why it has none."""
 
-import difflib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from fedtune.config.schema import ColumnsConfig, DataConfig
-from fedtune.data.examples import CONTENT_COLUMNS
-from fedtune.errors import InputError
+from fedtune.data.layouts import Layout
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's words for the two roles
 
 
 class BadRowError(Exception):
     """One row can't be an example; the message says why, without quoting the row."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A format and the source column of each canonical column. None: made up by the loader."""
-
-    format: str
-    content: dict[str, str]
-    record_id: str | None = None
-    privacy_unit: str | None = None
-    silo: str | None = None
-
-
-def find_layout(
-    columns: Collection[str], data: DataConfig, *, task: str, silo: str | None, where: str
-) -> Layout:
-    """The layout of rows that have `columns`. Raises `InputError` naming `where` if there's none.
-
-    `task` decides between `text` and `text_label`, which share a column.
-    """
-    format = data.format if data.format != "auto" else _detect(columns, data.columns, task, where)
-    content = {part: _source(part, data.columns) for part in CONTENT_COLUMNS[format]}
-    for part, name in content.items():
-        _require(name, columns, where, f"data.columns.{part}")
-    for field in ("record_id", "privacy_unit"):
-        if name := getattr(data.columns, field):
-            _require(name, columns, where, f"data.columns.{field}")
-    if silo:
-        _require(silo, columns, where, "federation.partition.column")
-    return Layout(format, content, data.columns.record_id, data.columns.privacy_unit, silo)
-
-
-def _source(part: str, mapping: ColumnsConfig) -> str:
-    return getattr(mapping, part) or part
-
-
-def _detect(columns: Collection[str], mapping: ColumnsConfig, task: str, where: str) -> str:
-    named = {part for parts in CONTENT_COLUMNS.values() for part in parts if getattr(mapping, part)}
-    if {"chosen", "rejected"} <= set(columns) and not named:
-        raise InputError(
-            "preference data (columns `chosen` and `rejected`), which this release can't train on",
-            where=where,
-            expected="text, prompt/completion, messages or text/label rows",
-            mend="to learn the chosen answers only, set data.columns.completion=chosen",
-        )
-    wanted = ["text_label"] if task == "sequence_classification" else _CAUSAL
-    fits = [
-        format
-        for format in wanted
-        if all(_source(part, mapping) in columns for part in CONTENT_COLUMNS[format])
-    ]
-    if len(fits) > 1:  # a column named in the config decides
-        fits = [f for f in fits if named & set(CONTENT_COLUMNS[f])] or fits
-    if len(fits) == 1:
-        return fits[0]
-    shown = ", ".join(f"`{column}`" for column in sorted(columns))
-    raise InputError(
-        f"the columns fit {' and '.join(fits) if fits else 'no format'} ({shown})",
-        where=where,
-        expected=" or ".join(f"{f} ({', '.join(CONTENT_COLUMNS[f])})" for f in wanted),
-        mend="set `data.format`" if fits else "name the columns under `data.columns`",
-    )
-
-
-_CAUSAL = ["messages", "prompt_completion", "text"]
-
-
-def _require(name: str, columns: Collection[str], where: str, field: str) -> None:
-    if name in columns:
-        return
-    close = difflib.get_close_matches(name, sorted(columns), n=1)
-    raise InputError(
-        f"no column `{name}` (there are: {', '.join(sorted(columns))})",
-        where=where,
-        mend=f"set `{field}`" + (f"; did you mean `{close[0]}`?" if close else ""),
-    )
 
 
 def canonical_row(raw: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:
@@ -102,9 +23,39 @@ def canonical_row(raw: Mapping[str, Any], layout: Layout, where: str) -> dict[st
         "silo": _identity(raw, layout.silo) if layout.silo else "",
         "where": where,
     }
-    for part, column in layout.content.items():
-        row[part] = _CONTENT.get(part, _text)(raw, column)
-    return row
+    if layout.format == "messages":
+        return row | _conversation(raw, layout.content)
+    parts = {p: _PARTS.get(p, _text)(raw, column) for p, column in layout.content.items()}
+    return row | _joined(parts)
+
+
+def _conversation(raw: Mapping[str, Any], content: Mapping[str, str]) -> dict[str, Any]:
+    """All turns, and how many of them are a prompt: read, but not learned."""
+    prompt, said = content.get("prompt"), content[next(p for p in _SAID if p in content)]
+    context = _messages(raw, prompt) if prompt else []
+    turns = _messages(raw, said)
+    if all(turn["role"] != "assistant" for turn in turns):
+        raise BadRowError(f"`{said}` has no assistant turn")
+    return {"messages": [*context, *turns], "context": len(context)}
+
+
+def _joined(parts: dict[str, Any]) -> dict[str, Any]:
+    """Canonical columns from whatever parts a row is made of."""
+    if "instruction" in parts:
+        return {"prompt": _alpaca(**parts), "completion": parts["output"]}
+    return parts
+
+
+def _alpaca(*, instruction: str, input: str = "", output: str) -> str:
+    """The prompt that Alpaca models are trained on."""
+    given = ", paired with an input that provides further context" if input else ""
+    wanted = "appropriately completes the request."
+    return (
+        f"Below is an instruction that describes a task{given}. Write a response that {wanted}\n\n"
+        f"### Instruction:\n{instruction}\n\n"
+        + (f"### Input:\n{input}\n\n" if input else "")
+        + "### Response:\n"
+    )
 
 
 def _value(raw: Mapping[str, Any], column: str) -> Any:
@@ -136,18 +87,23 @@ def _messages(raw: Mapping[str, Any], column: str) -> list[dict[str, str]]:
             raise BadRowError(f"`{column}` is neither a list nor JSON") from None
     if not isinstance(value, list) or not value:
         raise BadRowError(f"`{column}` is not a list of messages")
-    turns = [_turn(turn, f"{column}[{i}]") for i, turn in enumerate(value)]
-    if all(turn["role"] != "assistant" for turn in turns):
-        raise BadRowError(f"`{column}` has no assistant turn")
-    return turns
+    return [_turn(turn, f"{column}[{i}]") for i, turn in enumerate(value)]
 
 
 def _turn(turn: Any, name: str) -> dict[str, str]:
+    if isinstance(turn, dict) and "from" in turn and "role" not in turn:  # ShareGPT
+        said = str(turn["from"])
+        turn = {"role": _SPEAKERS.get(said, said), "content": turn.get("value")}
     if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
         raise BadRowError(f"`{name}` has no role out of {', '.join(_ROLES)}")
     if not isinstance(turn.get("content"), str):
         raise BadRowError(f"`{name}.content` is not text")
     return {"role": turn["role"], "content": _checked(turn["content"], f"{name}.content")}
+
+
+def _optional(raw: Mapping[str, Any], column: str) -> str:
+    value = raw.get(column) or ""
+    return _text(raw, column) if not isinstance(value, str) or value.strip() else ""
 
 
 def _checked(value: str, name: str) -> str:
@@ -160,4 +116,5 @@ def _checked(value: str, name: str) -> str:
     return value
 
 
-_CONTENT: dict[str, Any] = {"label": _identity, "messages": _messages}
+_SAID = ("messages", "conversations", "completion")
+_PARTS: dict[str, Any] = {"label": _identity, "input": _optional}

@@ -10,7 +10,7 @@ import numpy as np
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import CONTENT_COLUMNS, ExampleSet
 from fedtune.data.load import file_sources, read_examples, source_layout
-from fedtune.data.store import BadRows, peek_columns
+from fedtune.data.store import BadRows, peek
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def inspect_files(
     layout = source_layout(config, sources[0])
     return Inspection(
         files=tuple(source.shown for source in sources),
-        columns=tuple(peek_columns(sources[0].read())),
+        columns=tuple(peek(sources[0].read())[1]),
         format=layout.format,
         mapping={
             **layout.content,

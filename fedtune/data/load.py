@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fedtune.config.schema import DataConfig, RunConfig
 from fedtune.data.examples import ExampleSet
-from fedtune.data.formats import Layout, find_layout
+from fedtune.data.layouts import Layout, find_layout
 from fedtune.data.readers import RawRow, expand_files, load_hub, read_dataset, read_file
 from fedtune.data.split import split_by_unit
-from fedtune.data.store import BadRows, Source, file_digest, peek_columns, store
+from fedtune.data.store import BadRows, Source, file_digest, peek, store
 from fedtune.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def read_examples(
 
 def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = False) -> Layout:
     """How the rows of `source` are read under `config`. Raises `InputError`."""
-    columns = peek_columns(source.read())
+    sample, columns = peek(source.read())
     if not columns:
         first = next(source.read(), None)
         problem = f"no usable row; line {first.line}: {first.problem}" if first else "no rows"
@@ -82,7 +82,8 @@ def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = Fa
     if silo_optional and silo not in columns:
         silo = None
     data = _embedded_data(config) if config.data.source == "embedded" else config.data
-    return find_layout(columns, data, task=config.task.name, silo=silo, where=source.shown)
+    task = config.task.name
+    return find_layout(sample, columns, data, task=task, silo=silo, where=source.shown)
 
 
 def file_sources(patterns: Sequence[str]) -> list[Source]:

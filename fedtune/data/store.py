@@ -13,11 +13,12 @@ from datasets.arrow_writer import ArrowWriter
 
 from fedtune.data.cache import entry
 from fedtune.data.examples import ExampleSet, features
-from fedtune.data.formats import BadRowError, Layout, canonical_row
+from fedtune.data.formats import BadRowError, canonical_row
+from fedtune.data.layouts import Layout
 from fedtune.data.readers import RawRow
 from fedtune.errors import InputError
 
-_VERSION = 1  # raise it when canonical rows change, so that older stores aren't read
+_VERSION = 2  # raise it when canonical rows change, so that older stores aren't read
 _SHOWN = 10
 _WRITER_ROWS = 256
 
@@ -131,10 +132,12 @@ def _canonical(source: Source, layout: Layout, seen: set[str]) -> Iterator[dict[
             yield f"{source.shown}:{raw.line}: {error}"
 
 
-def peek_columns(rows: Iterable[RawRow], count: int = 100) -> list[str]:
-    """Columns that any of the first `count` readable rows has, in order of appearance."""
+def peek(rows: Iterable[RawRow], count: int = 100) -> tuple[dict[str, Any], list[str]]:
+    """The first readable row, and the columns that any of the first `count` has, in order."""
     readable = (raw.row for raw in rows if raw.row is not None)
+    first: dict[str, Any] = {}
     columns: dict[str, None] = {}
     for row in itertools.islice(readable, count):
+        first = first or row
         columns.update(dict.fromkeys(row))
-    return list(columns)
+    return first, list(columns)

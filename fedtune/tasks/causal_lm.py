@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from fedtune.config.schema import TaskConfig
 from fedtune.errors import InputError
 from fedtune.models.padding import filler
+from fedtune.tasks.chat import ChatTokens, chat_tokens
 from fedtune.tasks.encoding import fingerprint
 from fedtune.tasks.padding import lengths_mask, pad
 from fedtune.tasks.task import IGNORED, Encoded, Predictions, Task
@@ -21,19 +22,30 @@ class CausalLm(Task):
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
         if config.packing:
             raise InputError("packing is not available yet", where="task.packing")
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                "the tokenizer has no stop token, so the model would never learn to end",
+                where="model.path",
+                mend="set `eos_token` in the model's tokenizer_config.json",
+            )
         self._config, self._tokenizer = config, tokenizer
         self._filler = filler(tokenizer)
         self.fingerprint = fingerprint(config, tokenizer)
 
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
-        """Prompt, completion and stop token; a long prompt loses its beginning first."""
+        """Prompt, completion and stop token, or a conversation with the assistant's turns learned.
+
+        What is over `max_length` is cut: the beginning of a prompt, then the end of a completion
+        or a text, before the stop token; a conversation loses its end, and can't be learned if
+        no stop token is left.
+        """
         if "messages" in rows[0]:
-            raise InputError("chat messages can't be trained on yet", where=rows[0]["where"])
+            return [self._conversation(chat_tokens(self._tokenizer, row)) for row in rows]
         if "prompt" not in rows[0]:
-            return [self._encoded([], ids) for ids in self._tokens([row["text"] for row in rows])]
+            return [self._text([], ids) for ids in self._tokens([row["text"] for row in rows])]
         prompts = self._tokens([row["prompt"] for row in rows])
         completions = self._tokens([row["completion"] for row in rows], special=False)
-        return [self._encoded(*pair) for pair in zip(prompts, completions, strict=True)]
+        return [self._text(*pair) for pair in zip(prompts, completions, strict=True)]
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and `labels`, all [examples, longest]."""
@@ -61,18 +73,40 @@ class CausalLm(Task):
         return {"perplexity": math.exp(min(float(total / predictions.targets.sum()), 700.0))}
 
     def _tokens(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
-        return ids
+        """Token ids without a stop token at the end, and with one begin token, if any."""
+        rows = self._tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+        begin, stop = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        trimmed = (row[:-1] if row and row[-1] == stop else row for row in rows)
+        return [row[1:] if row[:2] == [begin, begin] else row for row in trimmed]
 
-    def _encoded(self, prompt: list[int], tokens: list[int]) -> Encoded:
-        stop = self._tokenizer.eos_token_id
+    def _text(self, prompt: list[int], tokens: list[int]) -> Encoded:
+        longest, stop = self._config.max_length, self._tokenizer.eos_token_id
+        cut = max(0, len(prompt) + len(tokens) + 1 - longest)
+        tokens = [*tokens[: longest - 1], stop]
+        prompt = self._shortened(prompt, longest - len(tokens))
         masked = self._config.loss_on == "completion"
-        tokens = [*(t for t in tokens if t != stop), stop][: self._config.max_length]
-        tokens[-1] = stop
-        prompt = [t for t in prompt if t != stop]
-        prompt = prompt[max(0, len(prompt) + len(tokens) - self._config.max_length) :]
         ignored = [IGNORED] * len(prompt) if masked else prompt
-        return Encoded([*prompt, *tokens], [*ignored, *tokens])
+        return Encoded([*prompt, *tokens], [*ignored, *tokens], cut)
+
+    def _shortened(self, prompt: list[int], length: int) -> list[int]:
+        """The end of `prompt`, after its begin token if it has one."""
+        if len(prompt) <= length:
+            return prompt
+        head = prompt[: min(1, length)] if prompt[0] == self._tokenizer.bos_token_id else []
+        return [*head, *prompt[len(prompt) - (length - len(head)) :]]
+
+    def _conversation(self, chat: ChatTokens) -> Encoded:
+        longest = self._config.max_length
+        ids = chat.input_ids[:longest]
+        labels = ids
+        if self._config.loss_on == "completion":
+            labels = [t if on else IGNORED for t, on in zip(ids, chat.learned, strict=False)]
+        problem = None
+        if not chat.stops:
+            problem = "no assistant turn is learned"
+        elif chat.stops[0] >= longest:
+            problem = f"its first stop token is token {chat.stops[0] + 1}, beyond `task.max_length`"
+        return Encoded(ids, labels, len(chat.input_ids) - len(ids), problem)
 
 
 def build(config: TaskConfig, tokenizer: Any, labels: Sequence[str]) -> Task:

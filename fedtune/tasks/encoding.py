@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,18 +10,21 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import transformers
 
 from fedtune.config.schema import TaskConfig
 from fedtune.data.cache import entry
 from fedtune.data.examples import ExampleSet
-from fedtune.data.store import file_digest
+from fedtune.data.store import BadRows, file_digest
+from fedtune.errors import InputError
 from fedtune.tasks.task import Encoded, Task
 
 _VERSION = 1  # raise it when an encoding changes, so that older files aren't read
 _BATCH_ROWS = 512
 _TOKENS = pa.list_(pa.int32())
-_SCHEMA = pa.schema({"input_ids": _TOKENS, "labels": _TOKENS})
+_SCHEMA = pa.schema({"input_ids": _TOKENS, "labels": _TOKENS, "cut": pa.int32()})
+_log = logging.getLogger(__name__)
 
 
 class EncodedSet(Sequence[Encoded]):
@@ -43,7 +47,19 @@ class EncodedSet(Sequence[Encoded]):
         row = self._indices[index]
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         place = int(row - self._starts[chunk])
-        return Encoded(*(_list_at(column.chunk(chunk), place) for column in self._table.columns))
+        ids, labels, cut = (column.chunk(chunk) for column in self._table.columns)
+        return Encoded(_list_at(ids, place), _list_at(labels, place), cut[place].as_py())
+
+    def lengths(self) -> np.ndarray:
+        """Int64 [examples]: tokens of each, without what was cut."""
+        return self._column(pc.list_value_length(self._table.column("input_ids")))
+
+    def cuts(self) -> np.ndarray:
+        """Int64 [examples]: how many tokens `task.max_length` cut off each."""
+        return self._column(self._table.column("cut"))
+
+    def _column(self, values: pa.ChunkedArray) -> np.ndarray:
+        return values.to_numpy().astype(np.int64)[self._indices]
 
     def select(self, indices: Sequence[int]) -> "EncodedSet":
         """The examples at `indices`, in that order, without copying them."""
@@ -51,16 +67,20 @@ class EncodedSet(Sequence[Encoded]):
 
 
 def encode_examples(task: Task, examples: ExampleSet) -> EncodedSet:
-    """All `examples` under `task`, in order. Memory is that of one batch.
+    """All `examples` under `task`, in order; says in the log how many were cut.
 
-    Raises InputError on rows that the task can't learn; nothing is kept of them.
+    Memory is that of one batch. Raises InputError that counts the rows which the task can't learn
+    and names the first; nothing is kept then.
     """
     parts = [_VERSION, transformers.__version__, examples.fingerprint, task.fingerprint]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     folder = entry("encoded", key, lambda draft: _write(task, examples, draft / "rows.arrow"))
     with pa.memory_map(str(folder / "rows.arrow")) as file:
         table = pa.ipc.open_stream(file).read_all()
-    return EncodedSet(table, np.arange(len(table)))
+    encoded = EncodedSet(table, np.arange(len(table)))
+    if cut := int((encoded.cuts() > 0).sum()):
+        _log.warning("%d of %d examples were cut to `task.max_length`", cut, len(encoded))
+    return encoded
 
 
 def fingerprint(config: TaskConfig, tokenizer: Any, labels: Sequence[str] = ()) -> str:
@@ -72,11 +92,21 @@ def fingerprint(config: TaskConfig, tokenizer: Any, labels: Sequence[str] = ()) 
 
 
 def _write(task: Task, examples: ExampleSet, path: Path) -> None:
+    bad = BadRows()
     with pa.ipc.new_stream(str(path), _SCHEMA) as writer:
         for rows in _batches(examples):
             encoded = task.encode_batch(rows)
             columns = {name: [getattr(e, name) for e in encoded] for name in _SCHEMA.names}
             writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=_SCHEMA))
+            for row, example in zip(rows, encoded, strict=True):
+                if example.problem:
+                    bad += BadRows(1, (f"{row['where']}: {example.problem}",))
+    if bad.count:
+        raise InputError(
+            f"these examples can't be learned: {bad}",
+            where="task.max_length",
+            mend="raise `task.max_length`, or shorten or leave out these rows",
+        )
 
 
 def _batches(examples: ExampleSet) -> Iterator[list[dict[str, Any]]]:

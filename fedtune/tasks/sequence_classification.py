@@ -28,11 +28,14 @@ class SequenceClassification(Task):
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
         """Token ids and the label's id. Raises InputError on a label that isn't known."""
         labels = [self._label(row) for row in rows]
-        texts = [row["text"] for row in rows]
-        tokens = self._tokenizer(texts, truncation=True, max_length=self._config.max_length)
-        pairs = zip(tokens["input_ids"], labels, strict=True)
-        # a decoder takes the last token that isn't padding for the text's end
-        return [Encoded([t for t in ids if t != self._spare], [label]) for ids, label in pairs]
+        whole = self._tokenizer([row["text"] for row in rows], verbose=False)["input_ids"]
+        encoded = []
+        for row, ids, label in zip(rows, whole, labels, strict=True):
+            kept = self._shortened(ids, row["text"])
+            # a decoder takes the last token that isn't padding for the text's end
+            said = [t for t in kept if t != self._spare]
+            encoded.append(Encoded(said, [label], len(ids) - len(kept)))
+        return encoded
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [examples, longest], `labels` [examples]."""
@@ -57,6 +60,14 @@ class SequenceClassification(Task):
         """`macro_f1`: the mean of the classes' F1, so that a rare class counts as a common one."""
         truth, guesses = predictions.truth, predictions.guesses
         return {"macro_f1": float(f1_score(truth, guesses, average="macro", zero_division=0.0))}
+
+    def _shortened(self, ids: list[int], text: str) -> list[int]:
+        if len(ids) <= self._config.max_length:
+            return ids
+        # the tokenizer knows which of its own tokens must stay at the end
+        cut = self._tokenizer(text, truncation=True, max_length=self._config.max_length)
+        shortened: list[int] = cut["input_ids"]
+        return shortened
 
     def _label(self, row: Mapping[str, Any]) -> int:
         if row["label"] not in self._ids:

@@ -6,16 +6,23 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fedtune.errors import InputError
+
 IGNORED = -100
 """The label of a position that is not learned."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example. `labels` runs along `input_ids`, or is the one class id of a classifier."""
+    """One example. `labels` runs along `input_ids`, or is the one class id of a classifier.
+
+    `cut` is how many tokens `task.max_length` left out; `problem` says why it can't be learned.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    cut: int = 0
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,14 @@ class Task(Protocol):
     """Changes whenever the same row could be encoded otherwise: settings, labels, tokenizer."""
 
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
-        """Token ids of canonical rows. Raises InputError that names rows which can't be learned."""
+        """Token ids of canonical rows. Raises InputError when the task can't read such rows."""
 
     def encode(self, row: Mapping[str, Any]) -> Encoded:
-        """Token ids of one row. Raises InputError that names the row."""
-        return self.encode_batch([row])[0]
+        """Token ids of one row. Raises InputError that names the row if it can't be learned."""
+        [encoded] = self.encode_batch([row])
+        if encoded.problem:
+            raise InputError(encoded.problem, where=row["where"])
+        return encoded
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """A batch on the CPU, padded on the right."""

@@ -218,6 +218,62 @@ def test_preference_data_is_recognised_and_refused(tmp_path: Path) -> None:
     assert chosen.train[0]["completion"] == "c"
 
 
+SHARED_GPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+ASK = [{"role": "user", "content": "q"}]
+REPLY = [{"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "context"),
+    [
+        ({"messages": ASK + REPLY}, "messages", 0),
+        ({"prompt": ASK, "completion": REPLY}, "messages", 1),
+        ({"conversations": SHARED_GPT}, "messages", 0),
+        ({"conversations": ASK + REPLY}, "messages", 0),
+    ],
+)
+def test_conversations_in_every_dialect(
+    row: Any, format: str, context: int, tmp_path: Path
+) -> None:
+    path = jsonl(tmp_path / "x.jsonl", [row] * 3)
+    train = load_splits(config(path)).train
+    assert (train.format, train[0]["messages"]) == (format, ASK + REPLY)
+    assert train[0]["context"] == context
+    assert load_splits(config(path, format=format)).train.fingerprint == train.fingerprint
+
+
+def test_alpaca_rows_are_read_with_and_without_input(tmp_path: Path) -> None:
+    rows = [{"instruction": "Add", "input": i, "output": "3"} for i in ("1 2", "", None)]
+    train = load_splits(config(jsonl(tmp_path / "x.jsonl", [*rows, *rows]))).train
+    seen = {(row["prompt"], row["completion"]) for row in train.rows}
+    assert len(seen) == 2
+    assert all("### Instruction:\nAdd\n\n" in prompt for prompt, _ in seen)
+    assert [p for p, _ in seen if "### Input:\n1 2\n\n### Response:\n" in p]
+    assert {answer for _, answer in seen} == {"3"}
+
+
+@pytest.mark.parametrize(
+    ("row", "says", "mend"),
+    [
+        ({"chosen": "a", "rejected": "b"}, "preference data", "data.columns.completion=chosen"),
+        ({"prompt": "p", "completion": "c", "label": True}, "true or false `label`", "is true"),
+        ({"prompt": "p", "site": "s"}, "prompts without completions", "data.columns.completion"),
+    ],
+)
+def test_data_for_other_methods_is_refused_by_name(
+    row: Any, says: str, mend: str, tmp_path: Path
+) -> None:
+    message = refusal(jsonl(tmp_path / "x.jsonl", [row] * 3))
+    assert says in message
+    assert mend in message
+
+
+def test_a_conversation_among_texts_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": "a"}, {"prompt": ASK, "completion": REPLY}]
+    assert "x.jsonl:2: `prompt` is list, not text" in refusal(jsonl(tmp_path / "x.jsonl", rows))
+    assert "x.jsonl:2: `prompt` is neither" in refusal(jsonl(tmp_path / "x.jsonl", rows[::-1]))
+
+
 def test_files_that_are_not_there_or_not_data(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "none.jsonl")
     assert "the pattern matches no file" in refusal(tmp_path / "*.jsonl")
