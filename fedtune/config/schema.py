@@ -119,27 +119,55 @@ class AdapterConfig(Section):
     method: Literal["lora", "ia3", "prefix_tuning", "prompt_tuning", "full"] = Field(
         "lora", description="PEFT method, or `full` fine-tuning."
     )
-    lora_r: PositiveInt = Field(8, le=4096, description="Rank.")
-    lora_alpha: PositiveFloat = Field(16.0, description="Scale: the update is alpha/r * B A.")
-    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout.")
-    target_modules: str | list[str] = Field(
-        "all-linear", description="`all-linear` or a list of module names."
+    lora_r: PositiveInt = Field(8, le=4096, description="lora: rank.")
+    lora_alpha: PositiveFloat = Field(16.0, description="lora: scale; the update is alpha/r * B A.")
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="lora: dropout.")
+    target_modules: str | list[str] | None = Field(
+        None,
+        description="lora, ia3: `all-linear` or a list of module names. Null: `all-linear` for "
+        "LoRA; for IA3 keys, values and feed-forward of the architectures that `peft` knows.",
     )
-    use_rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (rsLoRA).")
-    use_dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA).")
+    use_rslora: bool = Field(False, description="lora: scale by alpha/sqrt(r) (rsLoRA).")
+    use_dora: bool = Field(False, description="lora: weight-decomposed (DoRA).")
     freeze_a: bool = Field(
-        False, description="FFA-LoRA: A stays at its shared start, only B is trained and sent."
+        False,
+        description="lora: A stays at its shared start, only B is trained and sent (FFA-LoRA).",
     )
     num_virtual_tokens: PositiveInt = Field(
-        16, le=4096, description="Length of a prefix or prompt."
+        16, le=4096, description="prefix_tuning, prompt_tuning: length of the prefix or prompt."
+    )
+    init_from: str | None = Field(
+        None, description="Start from this saved adapter: a folder in PEFT format of the same kind."
     )
 
     @model_validator(mode="after")
-    def _flags_need_lora(self) -> "AdapterConfig":
-        for flag in ("use_rslora", "use_dora", "freeze_a"):
-            if getattr(self, flag) and self.method != "lora":
-                raise ValueError(f"`{flag}` needs `method: lora`, not `method: {self.method}`")
+    def _settings_belong_to_the_method(self) -> "AdapterConfig":
+        for methods, fields in _ADAPTER_FIELDS:
+            for field in fields:
+                changed = getattr(self, field) != type(self).model_fields[field].default
+                if changed and self.method not in methods:
+                    raise ValueError(
+                        f"`{field}` needs `method: {' or '.join(methods)}`, "
+                        f"not `method: {self.method}`"
+                    )
+        if self.target_modules == [] or (
+            isinstance(self.target_modules, str) and self.target_modules != "all-linear"
+        ):
+            raise ValueError("`target_modules` is `all-linear` or a list of module names")
+        if self.use_dora and self.freeze_a:
+            raise ValueError(
+                "`use_dora` can't be used with `freeze_a`: its scale is not linear in B"
+            )
         return self
+
+
+_LORA = ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "freeze_a")
+_ADAPTER_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("lora",), _LORA),
+    (("lora", "ia3"), ("target_modules",)),
+    (("prefix_tuning", "prompt_tuning"), ("num_virtual_tokens",)),
+    (("lora", "ia3", "prefix_tuning", "prompt_tuning"), ("init_from",)),
+)
 
 
 class TrainingConfig(Section):
@@ -277,6 +305,16 @@ class RunConfig(Section):
         adapter, federation = self.adapter, self.federation
         if self.model.load_in_4bit and adapter.method == "full":
             raise ValueError("`model.load_in_4bit` needs an adapter: 4-bit weights can't train")
+        if adapter.method == "prefix_tuning" and self.training.gradient_checkpointing:
+            raise ValueError(
+                "`training.gradient_checkpointing` can't be used with `adapter.method: "
+                "prefix_tuning`, which lives in the attention cache"
+            )
+        if adapter.method in ("prefix_tuning", "prompt_tuning") and self.task.packing:
+            raise ValueError(
+                f"`task.packing` can't be used with `adapter.method: {adapter.method}`: only the "
+                "first example of a row would follow the prompt"
+            )
         if self.task.packing and self.task.name != "causal_lm":
             raise ValueError("`task.packing` needs `task.name: causal_lm`")
         if self.task.labels and self.task.name != "sequence_classification":

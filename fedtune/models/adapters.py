@@ -5,52 +5,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor
 
 from fedtune.atomic import new_folder
 from fedtune.config.schema import AdapterConfig
 from fedtune.errors import InputError
+from fedtune.models.adapter_settings import PEFT_TASKS, check_fits, peft_settings
 from fedtune.models.labels import save_labels
+from fedtune.models.warm_start import start_from
 from fedtune.tensors import TensorSet, spec_difference
-
-_PEFT_TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 
 def attach_adapter(model: Any, config: AdapterConfig, *, seed: int, task: str) -> Any:
-    """The model with its trainable parts, the same for a seed whatever was drawn before.
+    """The model with its trainable parts in float32, the same for a seed whatever was drawn before.
 
-    `full` leaves all weights trainable; LoRA on a classifier trains the head too. With `freeze_a`
-    only B is trained (FFA-LoRA, Sun et al. 2024). Raises InputError on other methods, which this
-    release can't train, and on modules that the model doesn't have.
+    `full` leaves all weights trainable; an adapter on a classifier trains the new layers too. With
+    `freeze_a` only B is trained (FFA-LoRA, Sun et al. 2024). Raises InputError on modules that the
+    model doesn't have, and on a method that this model can't be trained with.
     """
     if config.method == "full":
         return model.requires_grad_(True)
-    if config.method != "lora":
-        raise InputError(
-            f"`{config.method}` is not available yet",
-            where="adapter.method",
-            expected="`lora` or `full`",
-        )
-    settings = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.target_modules,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        task_type=_PEFT_TASKS[task],
-    )
+    check_fits(model, config, task)
+    settings = peft_settings(config, model, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, settings)
         except ValueError as error:
             raise InputError(str(error), where="adapter.target_modules") from None
+    if config.init_from is not None:
+        start_from(adapted, Path(config.init_from))
     if config.freeze_a:
         for name, parameter in adapted.named_parameters():
             if "lora_A" in name:
                 parameter.requires_grad_(False)
+    for _, parameter in _trainable(adapted):
+        parameter.data = parameter.data.float()
     return adapted
 
 
@@ -81,7 +72,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: str) -> None
             model.config.name_or_path = model.get_base_model().name_or_path = base
             # embeddings aren't trained, and `auto` would ask the hub about them
             model.save_pretrained(draft, save_embedding_layers=False)
-            if model.peft_config["default"].task_type == _PEFT_TASKS["sequence_classification"]:
+            if model.peft_config["default"].task_type == PEFT_TASKS["sequence_classification"]:
                 save_labels(model, draft)
         else:
             model.save_pretrained(draft)

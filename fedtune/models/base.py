@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import InputError
-from fedtune.models.padding import filler_for_classifier
+from fedtune.models.four_bit import four_bit_settings, keep_layout
+from fedtune.models.padding import check_classifier_padding, classifier_filler
 
 transformers_logging.disable_progress_bar()
 
@@ -31,24 +32,40 @@ class Base:
     tokenizer: Any
 
 
-def load_base(model: ModelConfig, task: str, labels: Sequence[str] = (), *, seed: int = 0) -> Base:
-    """Load model and tokenizer, in float32. A new classification head comes from `seed` alone.
+def load_base(
+    model: ModelConfig,
+    task: str,
+    labels: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Base:
+    """Load model and tokenizer; in 4 bits, `dtype` is what is computed in.
 
-    Raises InputError when the model isn't there, lacks weights, or has no token to stop or, for a
-    decoder that classifies, to pad with.
+    A new classification head comes from `seed` alone. Raises InputError when the model isn't
+    there, lacks weights, has no token to stop or to pad with, or classifies padded text otherwise.
     """
-    if model.load_in_4bit:
-        raise InputError("is not available yet", where="model.load_in_4bit")
     tokenizer = load_tokenizer(model)
+    classifier = task == "sequence_classification"
+    settings = {"dtype": dtype, "output_loading_info": True}
+    if model.load_in_4bit:
+        settings |= four_bit_settings(dtype, classifier=classifier)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if task == "sequence_classification":
-            loaded = _load_classifier(model, labels)
-            loaded.config.pad_token_id = filler_for_classifier(tokenizer, loaded)
+        if classifier:
+            loaded = _load_classifier(model, labels, settings)
+            loaded.config.pad_token_id = classifier_filler(tokenizer)
         else:
-            loaded = _load_language_model(model)
+            loaded = _load_language_model(model, settings)
             if tokenizer.eos_token_id is None:
                 raise InputError("the tokenizer has no stop token (eos)", where="model.path")
+    if new := keep_layout(loaded):
+        raise InputError(
+            f"`{model.path}` has new layers that can't be 4-bit ({', '.join(new[:3])})",
+            where="model.load_in_4bit",
+        )
+    if classifier:
+        check_classifier_padding(loaded, tokenizer)
     return Base(loaded, tokenizer)
 
 
@@ -59,27 +76,25 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def _load_language_model(model: ModelConfig) -> Any:
-    loaded, info = _load(model, AutoModelForCausalLM, **_WEIGHTS)
+def _load_language_model(model: ModelConfig, settings: dict[str, Any]) -> Any:
+    loaded, info = _load(model, AutoModelForCausalLM, **settings)
     _check_whole(model, info)
     return loaded
 
 
-def _load_classifier(model: ModelConfig, labels: Sequence[str]) -> Any:
+def _load_classifier(model: ModelConfig, labels: Sequence[str], settings: dict[str, Any]) -> Any:
     loaded, info = _load(
         model,
         AutoModelForSequenceClassification,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
-        **_WEIGHTS,
+        **settings,
     )
     if type(loaded).__name__ in (loaded.config.architectures or ()):
-        _check_whole(model, info)  # else its head is new
+        _check_whole(model, info)
+    loaded.new_layers = sorted({name.rpartition(".")[0] for name in info["missing_keys"]})
     return loaded
-
-
-_WEIGHTS: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
 
 
 def _check_whole(model: ModelConfig, info: dict[str, Any]) -> None:

@@ -6,18 +6,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 
 from fedtune.config.load import load_config
 from fedtune.config.schema import ModelConfig, RunConfig
 from fedtune.errors import InputError
+from fedtune.models.adapter_files import ADAPTER_CONFIG, adapter_spec
 from fedtune.models.base import load_base, load_tokenizer
 from fedtune.models.labels import labels_of_adapter, labels_of_model
 from fedtune.models.read_json import read_json
 from fedtune.tensors import Spec, spec_difference
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "sequence_classification"}
 _KINDS = "a run's folder, an adapter's (adapter_config.json) or a model's (config.json)"
@@ -57,19 +54,6 @@ def load_saved(folder: Path, *, with_adapter: bool = True) -> Loaded:
             raise InputError("is a whole model: it has no adapter to leave out", where=folder)
         return _whole(folder, ModelConfig(path=str(folder)))
     raise InputError("holds no model", where=folder, expected=_KINDS)
-
-
-def adapter_spec(folder: Path) -> Spec:
-    """Names and shapes in an adapter's weights file. Raises InputError if it can't be read."""
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        raise InputError("no such file", where=path, expected="the adapter's weights")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-            return tuple((name, tuple(file.get_slice(name).get_shape())) for name in names)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"is damaged ({error})", where=path) from None
 
 
 def _run(folder: Path, with_adapter: bool) -> Loaded:

@@ -119,7 +119,9 @@ def _targets(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     out = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     )
-    return out.logits[:, :-1], batch["labels"][:, 1:]
+    # prompt tuning puts its own tokens before the text's
+    logits = out.logits[:, -batch["input_ids"].shape[1] :]
+    return logits[:, :-1], batch["labels"][:, 1:]
 
 
 def _mean_losses(logits: Tensor, labels: Tensor) -> Tensor:

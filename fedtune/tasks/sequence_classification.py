@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from fedtune.config.schema import TaskConfig
 from fedtune.errors import InputError
-from fedtune.models.padding import filler, spare_token
+from fedtune.models.padding import classifier_filler
 from fedtune.tasks.encoding import fingerprint
 from fedtune.tasks.padding import lengths_mask, pad
 from fedtune.tasks.task import Encoded, Predictions, Task
@@ -21,7 +21,7 @@ class SequenceClassification(Task):
 
     def __init__(self, config: TaskConfig, tokenizer: Any, labels: Sequence[str]) -> None:
         self._config, self._tokenizer = config, tokenizer
-        self._filler, self._spare = filler(tokenizer), spare_token(tokenizer)
+        self._filler = classifier_filler(tokenizer)
         self._ids = {label: number for number, label in enumerate(labels)}
         self.fingerprint = fingerprint(config, tokenizer, labels)
 
@@ -33,7 +33,7 @@ class SequenceClassification(Task):
         for row, ids, label in zip(rows, whole, labels, strict=True):
             kept = self._shortened(ids, row["text"])
             # a decoder takes the last token that isn't padding for the text's end
-            said = [t for t in kept if t != self._spare]
+            said = [t for t in kept if t != self._filler]
             encoded.append(Encoded(said, [label], len(ids) - len(kept)))
         return encoded
 

@@ -18,8 +18,3 @@ def test_cut_off_weights_are_told(tmp_path: Path):
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(InputError, match=r"model\.path"):
         load_base(ModelConfig(path=str(broken)), "causal_lm")
-
-
-def test_four_bits_are_refused_not_ignored():
-    with pytest.raises(InputError, match="load_in_4bit"):
-        load_base(ModelConfig(load_in_4bit=True), "causal_lm")
