@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import InputError
 from fedtune.models.base import Base, _load, load_tokenizer
-from fedtune.models.padding import filler_for_classifier
+from fedtune.models.padding import classifier_filler
 
 
 def load_outline(
@@ -23,14 +23,12 @@ def load_outline(
 
     Raises InputError where `load_base` would, but for weights that are missing or damaged.
     """
-    if model.load_in_4bit:
-        raise InputError("is not available yet", where="model.load_in_4bit")
     tokenizer = load_tokenizer(model)
     config = _load(model, AutoConfig)
     if task == "sequence_classification":
         config.num_labels = len(labels)
         made = _on_meta(AutoModelForSequenceClassification, config, model, dtype)
-        config.pad_token_id = filler_for_classifier(tokenizer, made)
+        config.pad_token_id = classifier_filler(tokenizer)
     else:
         made = _on_meta(AutoModelForCausalLM, config, model, dtype)
         if tokenizer.eos_token_id is None:
