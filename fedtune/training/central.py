@@ -32,6 +32,7 @@ class CentralResult:
     steps: int
     kept_step: int
     loss: float
+    processes: int
     comparison: dict[str, dict[str, float]]
 
 
@@ -61,7 +62,9 @@ def train(
     if processes.is_main():
         save_adapter(prepared.model, prepared.tokenizer, out / "adapter", base=config.model.path)
         write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
-    return CentralResult(out / "adapter", result.steps, result.kept_step, result.loss, comparison)
+    return CentralResult(
+        out / "adapter", result.steps, result.kept_step, result.loss, processes.count(), comparison
+    )
 
 
 def _score(prepared: Prepared) -> dict[str, float]:

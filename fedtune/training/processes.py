@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 from fedtune.config.schema import TrainingConfig
@@ -18,31 +19,42 @@ from fedtune.config.schema import TrainingConfig
 T = TypeVar("T")
 
 
+def _state() -> PartialState:
+    # accelerate joins processes on the CPU only if told that there is no GPU to use
+    no_gpu = not torch.accelerator.is_available()
+    return PartialState(cpu=no_gpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def device() -> torch.device:
     """This process's device: its GPU if there is one."""
-    return torch.device(PartialState().device)
+    return torch.device(_state().device)
 
 
 def is_main() -> bool:
     """Whether this process writes files and tells what happens."""
-    return bool(PartialState().is_main_process)
+    return bool(_state().is_main_process)
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(_state().num_processes)
 
 
 def own_share(items: Sequence[T]) -> Sequence[T]:
     """Every n-th item, from this process's number on: shares are disjoint and complete."""
-    state = PartialState()
+    state = _state()
     return items[state.process_index :: state.num_processes]
 
 
 def add_up(tensor: Tensor) -> None:
     """Replace `tensor` by its sum over all processes."""
-    if PartialState().num_processes > 1:
+    if _state().num_processes > 1:
         torch.distributed.all_reduce(tensor)
 
 
 def add_up_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its sum over all processes; one without examples adds zeros."""
-    if PartialState().num_processes > 1:
+    if _state().num_processes > 1:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -51,7 +63,7 @@ def add_up_gradients(parameters: Iterable[Tensor]) -> None:
 
 def agree(value: T) -> T:
     """The main process's `value`, in every process."""
-    if PartialState().num_processes == 1:
+    if _state().num_processes == 1:
         return value
     box = [value]
     torch.distributed.broadcast_object_list(box)
@@ -60,12 +72,12 @@ def agree(value: T) -> T:
 
 def wait_for_all() -> None:
     """Return once every process is here."""
-    PartialState().wait_for_everyone()
+    _state().wait_for_everyone()
 
 
 def seed_step(seed: int, step: int) -> None:
     """Start this process's random numbers (dropout) of one step; they end with it."""
-    numbers = np.random.SeedSequence([seed, step, PartialState().process_index])
+    numbers = np.random.SeedSequence([seed, step, _state().process_index])
     torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 

@@ -89,16 +89,26 @@ def test_a_killed_run_goes_on_to_the_same_adapter(number: signal.Signals, tmp_pa
     assert numbers[0] == numbers[1]
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path):
+def test_two_processes_take_the_steps_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     # 5 examples a step: the shares differ, and with dropout off they add up to the same gradient
     extra = ["training.batch_size=5", "training.optimizer=sgd", "training.learning_rate=0.5"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    launch += ["--main_process_port=0", "-m", "fedtune"]
-    subprocess.run(
-        [*launch, *arguments(tmp_path / "two", *extra)], check=True, timeout=120, cwd=tmp_path
-    )
+    extra.append("--json")
     assert main(arguments(tmp_path / "one", *extra)) == 0
+    alone = json.loads(capsys.readouterr().out)
+    # what `accelerate launch` starts on GPUs; it starts several processes on a CPU under MPI only
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    done = subprocess.run(
+        [*launch, "-m", "fedtune", *arguments(tmp_path / "two", *extra)],
+        check=True,
+        timeout=120,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+    )
+    together = json.loads(done.stdout)
+    assert (alone["processes"], together["processes"]) == (1, 2)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max(float(t.abs().max()) for n, t in one.items() if "lora_B" in n) > 1e-3
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
