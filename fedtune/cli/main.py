@@ -12,6 +12,7 @@ import typer  # noqa: E402
 
 from fedtune.cli import config, data  # noqa: E402
 from fedtune.cli.doctor import doctor  # noqa: E402
+from fedtune.cli.evaluate import evaluate  # noqa: E402
 from fedtune.cli.simulate import simulate  # noqa: E402
 from fedtune.cli.train import train  # noqa: E402
 from fedtune.errors import InputError, RunFailedError  # noqa: E402
@@ -27,6 +28,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.command()(train)
 app.command()(simulate)
+app.command()(evaluate)
 app.command()(doctor)
 
 

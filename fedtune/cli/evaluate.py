@@ -1,0 +1,36 @@
+"""`fedtune evaluate`: scores of a finished run on held-out rows."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run, adapter or model folder.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Files to score on; left out: the run's test set.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="How rows are read; left out: the run's own config.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option(help="With the adapter, or the base alone.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score what a run left on its held-out test set, or on files of your own.
+
+    Example: fedtune evaluate runs/demo --data new.jsonl
+    """
+    from fedtune.config.load import load_config
+    from fedtune.training.scoring import score_saved
+
+    settings = load_config(config) if config else None
+    scores = score_saved(folder, data or (), with_adapter=adapter, config=settings)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(scores), indent=2))
+        return
+    print(f"{scores.examples} examples, adapter {'on' if scores.adapter else 'off'}")
+    for name, value in scores.metrics.items():
+        print(f"{name}: {value:.4f}")

@@ -1,0 +1,74 @@
+"""`fedtune evaluate`: what a run left, scored on held-out rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtune.config.schema import RunConfig
+from fedtune.data.examples import ExampleSet
+from fedtune.data.load import file_sources, load_splits, read_examples
+from fedtune.errors import InputError
+from fedtune.models.saved import Loaded, load_saved
+from fedtune.tasks import build_task
+from fedtune.tasks.encoding import encode_examples
+from fedtune.tasks.evaluation import evaluate
+from fedtune.training import processes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one model on `examples` held-out rows; `adapter` says whether it was on."""
+
+    metrics: dict[str, float]
+    examples: int
+    adapter: bool
+
+
+def score_saved(
+    folder: Path,
+    files: Sequence[str] = (),
+    *,
+    with_adapter: bool = True,
+    config: RunConfig | None = None,
+    batch_size: int = 32,
+) -> Scores:
+    """Score the model in `folder` on `files`, or on the test set of the run that it is.
+
+    `config` says how rows are read; None: the run's own. Raises InputError on a folder or files
+    that can't be used, and when neither says what to score on.
+    """
+    loaded = load_saved(folder, with_adapter=with_adapter)
+    settings = _settings(folder, loaded, config)
+    rows = _rows(settings, files)
+    task = build_task(settings.task, loaded.tokenizer, loaded.labels)
+    data = encode_examples(task, rows)
+    metrics = evaluate(task, loaded.model.to(processes.device()), data, batch_size)
+    return Scores(metrics, len(data), with_adapter)
+
+
+def _settings(folder: Path, loaded: Loaded, config: RunConfig | None) -> RunConfig:
+    config = config or loaded.config
+    if config is None:
+        raise InputError(
+            "the folder has no config.yaml that says how rows are read",
+            where=folder,
+            mend="give a config file with `--config`",
+        )
+    if config.task.name != loaded.task:
+        raise InputError(
+            f"the model is made for {loaded.task}, the config for {config.task.name}",
+            where="task.name",
+        )
+    return config
+
+
+def _rows(config: RunConfig, files: Sequence[str]) -> ExampleSet:
+    if not files:
+        return load_splits(config).test
+    # who a row is of plays no part in a score
+    columns = config.data.columns.model_copy(update={"record_id": None, "privacy_unit": None})
+    update = {"source": "files", "train_files": list(files), "columns": columns}
+    data = config.data.model_copy(update=update)
+    config = config.model_copy(update={"data": data})
+    keep_going = data.bad_rows == "skip"
+    return read_examples(config, file_sources(files), keep_going=keep_going, is_test=True)[0]
