@@ -104,8 +104,8 @@ class TaskConfig(Section):
     )
     packing: bool = Field(
         False,
-        description="causal_lm: put several examples in one row of `max_length`; attention "
-        "never crosses from one to the next.",
+        description="causal_lm: put a batch's examples into as few rows of `max_length` as fit. "
+        "Attention never crosses from one to the next: the result is the same, for less padding.",
     )
     labels: list[str] = Field(
         default_factory=list,
@@ -317,6 +317,11 @@ class RunConfig(Section):
             )
         if self.task.packing and self.task.name != "causal_lm":
             raise ValueError("`task.packing` needs `task.name: causal_lm`")
+        if self.task.packing and adapter.method in ("prefix_tuning", "prompt_tuning"):
+            raise ValueError(
+                f"`task.packing` can't be used with `adapter.method: {adapter.method}`: virtual "
+                "tokens stand before a row, not before each example"
+            )
         if self.task.labels and self.task.name != "sequence_classification":
             raise ValueError("`task.labels` needs `task.name: sequence_classification`")
         if self.task.name == "sequence_classification" and self.data.format not in (

@@ -12,6 +12,7 @@ from fedtune.errors import InputError
 from fedtune.models.padding import filler
 from fedtune.tasks.chat import ChatTokens, chat_tokens
 from fedtune.tasks.encoding import fingerprint
+from fedtune.tasks.packing import by_owner, forward_packed, packed_batch
 from fedtune.tasks.padding import lengths_mask, pad
 from fedtune.tasks.task import IGNORED, Encoded, Predictions, Task
 
@@ -20,8 +21,6 @@ class CausalLm(Task):
     """The stop token ends every example and is always learned; padding never is."""
 
     def __init__(self, config: TaskConfig, tokenizer: Any) -> None:
-        if config.packing:
-            raise InputError("packing is not available yet", where="task.packing")
         if tokenizer.eos_token_id is None:
             raise InputError(
                 "the tokenizer has no stop token, so the model would never learn to end",
@@ -48,7 +47,9 @@ class CausalLm(Task):
         return [self._text(*pair) for pair in zip(prompts, completions, strict=True)]
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `labels`, all [examples, longest]."""
+        """`input_ids`, `attention_mask`, `labels` [examples, longest], or a packed batch."""
+        if self._config.packing:
+            return packed_batch(examples, self._config.max_length, self._filler)
         rows = [example.input_ids for example in examples]
         return {
             "input_ids": pad(rows, self._filler),
@@ -58,14 +59,14 @@ class CausalLm(Task):
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Float32 [examples]."""
-        return _mean_losses(*_targets(model, batch))
+        return _mean_losses(*_targets(model, batch), batch.get("owner"))
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> Predictions:
         """Truth and guesses are the target tokens of all examples, one after the other."""
         logits, labels = _targets(model, batch)
-        learned = labels != IGNORED
-        guesses = logits.argmax(-1)[learned]
-        return Predictions(_mean_losses(logits, labels), learned.sum(1), labels[learned], guesses)
+        learned, owner = labels != IGNORED, batch.get("owner")
+        losses, targets = _mean_losses(logits, labels, owner), _per_example(learned, owner)
+        return Predictions(losses, targets, labels[learned], logits.argmax(-1)[learned])
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         """`perplexity`: exp of the loss a token, over the tokens of all examples together."""
@@ -115,7 +116,9 @@ def build(config: TaskConfig, tokenizer: Any, labels: Sequence[str]) -> Task:
 
 
 def _targets(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits [examples, length - 1, vocabulary] and the label that each position predicts."""
+    """Logits [rows, length - 1, vocabulary] and the label that each position predicts."""
+    if "owner" in batch:
+        return forward_packed(model, batch)[:, :-1], batch["labels"][:, 1:]
     out = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     )
@@ -124,8 +127,13 @@ def _targets(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return logits[:, :-1], batch["labels"][:, 1:]
 
 
-def _mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def _mean_losses(logits: Tensor, labels: Tensor, owner: Tensor | None) -> Tensor:
     losses = cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
     ).view(labels.shape)
-    return losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
+    return _per_example(losses, owner) / _per_example(labels != IGNORED, owner).clamp(min=1)
+
+
+def _per_example(values: Tensor, owner: Tensor | None) -> Tensor:
+    """Sums of what targets have: a row's, or with `owner` those of the examples in all rows."""
+    return values.sum(1) if owner is None else by_owner(values, owner[:, 1:])

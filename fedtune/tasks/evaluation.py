@@ -21,7 +21,7 @@ def evaluate(task: Task, model: Any, data: Sequence[Encoded], batch_size: int) -
     if not len(data):
         raise ValueError("no examples to evaluate on")
     parts = []
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for start in range(0, len(data), batch_size):
             examples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
             parts.append(_on_cpu(task.predict(model, to_device(task.collate(examples), model))))
@@ -47,7 +47,8 @@ def _on_cpu(part: Predictions) -> Predictions:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -12,6 +12,7 @@ from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_base
 from fedtune.tasks import build_task
 from fedtune.tasks.encoding import EncodedSet, encode_examples
+from fedtune.tasks.packing import check_packing
 from fedtune.tasks.task import Task
 from fedtune.training import processes
 
@@ -40,4 +41,6 @@ def prepare(config: RunConfig) -> Prepared:
     model = attach_adapter(
         base.model.to(where), config.adapter, seed=config.seed, task=config.task.name
     )
+    if config.task.packing:
+        check_packing(model, config.task.max_length)
     return Prepared(config, model, base.tokenizer, task, splits, train, test)

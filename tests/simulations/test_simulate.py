@@ -121,7 +121,6 @@ def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_p
         ("federation.min_silos=9", "federation.min_silos"),
         ("federation.engine=ray", "federation.engine"),
         ("federation.aggregation=fedex", "federation.aggregation"),
-        ("task.packing=true", "task.packing"),
         ("adapter.init_from=/nothing/here", "adapter.init_from"),
         ("training.save_steps=5", "training.save_steps"),
         ("model.path=/nothing/here", "model.path"),
