@@ -13,6 +13,8 @@ import typer  # noqa: E402
 from fedtune.cli import config, data  # noqa: E402
 from fedtune.cli.doctor import doctor  # noqa: E402
 from fedtune.cli.evaluate import evaluate  # noqa: E402
+from fedtune.cli.generate import generate  # noqa: E402
+from fedtune.cli.merge import merge  # noqa: E402
 from fedtune.cli.simulate import simulate  # noqa: E402
 from fedtune.cli.train import train  # noqa: E402
 from fedtune.errors import InputError, RunFailedError  # noqa: E402
@@ -29,6 +31,8 @@ app.add_typer(data.app, name="data")
 app.command()(train)
 app.command()(simulate)
 app.command()(evaluate)
+app.command()(generate)
+app.command()(merge)
 app.command()(doctor)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.errors import InputError
+from fedtune.models.adapter_files import adapter_spec
 from fedtune.models.read_json import read_json
-from fedtune.tensors import Spec
 
 FILE = "labels.json"
 
@@ -24,8 +24,8 @@ def labels_of_model(folder: Path) -> tuple[str, ...]:
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
-def labels_of_adapter(folder: Path, spec: Spec) -> tuple[str, ...]:
-    """The names in labels.json; without it, as `transformers` calls the rows of the head in `spec`.
+def labels_of_adapter(folder: Path) -> tuple[str, ...]:
+    """The names in labels.json; without it, as `transformers` calls the rows of its head.
 
     Raises InputError if neither tells how many there are.
     """
@@ -35,7 +35,8 @@ def labels_of_adapter(folder: Path, spec: Spec) -> tuple[str, ...]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError("is damaged", where=path, expected="a list of `labels`")
         return tuple(names)
-    heads = [s[0] for name, s in spec if name.endswith(("score.weight", "classifier.weight"))]
+    ends = ("score.weight", "classifier.weight")
+    heads = [shape[0] for name, shape in adapter_spec(folder) if name.endswith(ends)]
     if not heads:
         raise InputError(
             "the number of labels can't be told",

@@ -14,7 +14,7 @@ from fedtune.models.adapter_files import ADAPTER_CONFIG, adapter_spec
 from fedtune.models.base import load_base, load_tokenizer
 from fedtune.models.labels import labels_of_adapter, labels_of_model
 from fedtune.models.read_json import read_json
-from fedtune.tensors import Spec, spec_difference
+from fedtune.tensors import spec_difference
 
 _TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_CLS": "sequence_classification"}
 _KINDS = "a run's folder, an adapter's (adapter_config.json) or a model's (config.json)"
@@ -56,9 +56,14 @@ def load_saved(folder: Path, *, with_adapter: bool = True) -> Loaded:
     raise InputError("holds no model", where=folder, expected=_KINDS)
 
 
+def adapter_folder(folder: Path) -> Path:
+    """Where the adapter of a run's folder, or of an adapter's, lies."""
+    return folder / "adapter" if (folder / "config.yaml").is_file() else folder
+
+
 def _run(folder: Path, with_adapter: bool) -> Loaded:
     config = load_config(folder / "config.yaml")
-    adapter = folder / "adapter"
+    adapter = adapter_folder(folder)
     if not adapter.is_dir():
         raise InputError(
             "there is no adapter yet",
@@ -90,16 +95,19 @@ def _adapter(folder: Path, base: ModelConfig, with_adapter: bool) -> Loaded:
             where=folder / ADAPTER_CONFIG,
             expected=f"`task_type`: {' or '.join(_TASKS)}",
         )
-    spec = adapter_spec(folder)
-    labels = labels_of_adapter(folder, spec) if task == "sequence_classification" else ()
+    labels = labels_of_adapter(folder) if task == "sequence_classification" else ()
     loaded = _bare(folder, base, task, labels)
     if not with_adapter:
         return loaded
-    return replace(loaded, model=_with_weights(loaded.model, folder, spec).eval())
+    return replace(loaded, model=put_adapter(loaded.model, folder))
 
 
-def _with_weights(model: Any, folder: Path, spec: Spec) -> Any:
-    """The model with the adapter in `folder`, all of whose tensors must have found their place."""
+def put_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapter in `folder`, in evaluation mode.
+
+    Raises InputError unless each of its tensors is one that the model has a place for.
+    """
+    spec = adapter_spec(folder)
     try:
         with torch.random.fork_rng(devices=[]):
             model = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
@@ -109,7 +117,7 @@ def _with_weights(model: Any, folder: Path, spec: Spec) -> Any:
     expected = tuple((name, tuple(state[name].shape)) for name in sorted(state))
     if spec != expected:
         raise _not_of(folder, spec_difference(expected, spec))
-    return model
+    return model.eval()
 
 
 def _not_of(folder: Path, why: str) -> InputError:

@@ -1,0 +1,113 @@
+"""Complete prompts with a model that a run left."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from fedtune.errors import InputError
+from fedtune.models.padding import filler
+from fedtune.models.saved import Loaded
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens: the likeliest at temperature 0, else drawn from `seed`."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What followed a prompt. `stopped`: the model ended it, and not the limit of tokens."""
+
+    prompt: str
+    text: str
+    tokens: int
+    stopped: bool
+
+
+def generate(
+    loaded: Loaded, prompts: Sequence[str], sampling: Sampling, *, chat: bool = False
+) -> list[Completion]:
+    """Complete each prompt by itself; with `chat` each is a user's turn in the chat template.
+
+    A prompt's completion does not depend on the others. Raises InputError if the model can't
+    write, knows no chat template, or a prompt is empty or leaves it no room.
+    """
+    if loaded.task != "causal_lm":
+        raise InputError(
+            "a classifier writes no text", expected="a run with `task.name: causal_lm`"
+        )
+    if chat and not loaded.tokenizer.chat_template:
+        raise InputError(
+            "the tokenizer has no chat template", mend="leave out `--chat` for this model"
+        )
+    encoded = [_encode(loaded.tokenizer, prompt, chat) for prompt in prompts]
+    limits = [min(sampling.max_new_tokens, _room(loaded.model, len(ids))) for ids in encoded]
+    return [
+        _complete(loaded, prompt, ids, sampling, limit)
+        for prompt, ids, limit in zip(prompts, encoded, limits, strict=True)
+    ]
+
+
+def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    """Token ids as training has them: no stop token before the completion."""
+    if chat:
+        turns = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+        return list(ids["input_ids"] if isinstance(ids, Mapping) else ids)
+    ids = [token for token in tokenizer(prompt)["input_ids"] if token != tokenizer.eos_token_id]
+    if not ids:
+        raise InputError("the prompt is empty", expected="at least one token")
+    return ids
+
+
+def _room(model: Any, length: int) -> int:
+    """Tokens that fit after a prompt of `length` and an adapter's virtual tokens."""
+    settings = getattr(model, "peft_config", {}).get("default")
+    virtual = getattr(settings, "num_virtual_tokens", None) or 0
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is None:
+        return 2**31
+    room = int(context) - virtual - length
+    if room < 1:
+        raise InputError(
+            f"the prompt has {length} tokens, and the model has room for {context - virtual}"
+        )
+    return room
+
+
+def _complete(
+    loaded: Loaded, prompt: str, ids: list[int], sampling: Sampling, limit: int
+) -> Completion:
+    stops = stop_tokens(loaded)
+    settings = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature or None,
+        eos_token_id=sorted(stops),
+        pad_token_id=filler(loaded.tokenizer),
+    )
+    device = loaded.model.device
+    given = torch.tensor([ids], device=device)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(sampling.seed)
+        whole = loaded.model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), generation_config=settings
+        )
+    new = whole[0, len(ids) :].tolist()
+    stopped = bool(new) and new[-1] in stops
+    text = loaded.tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True)
+    return Completion(prompt, text, len(new), stopped)
+
+
+def stop_tokens(loaded: Loaded) -> set[int]:
+    """The tokenizer's stop token, and those that the model's generation settings name."""
+    named = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return {int(token) for token in (loaded.tokenizer.eos_token_id, *several) if token is not None}
