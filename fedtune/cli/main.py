@@ -4,7 +4,9 @@ from fedtune import telemetry
 
 telemetry.switch_off()
 
+import logging  # noqa: E402
 import sys  # noqa: E402
+import warnings  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
 import click  # noqa: E402
@@ -14,15 +16,21 @@ from fedtune.cli import config, data  # noqa: E402
 from fedtune.cli.doctor import doctor  # noqa: E402
 from fedtune.cli.evaluate import evaluate  # noqa: E402
 from fedtune.cli.generate import generate  # noqa: E402
+from fedtune.cli.interrupts import TerminatedError, terminable  # noqa: E402
 from fedtune.cli.merge import merge  # noqa: E402
 from fedtune.cli.simulate import simulate  # noqa: E402
 from fedtune.cli.train import train  # noqa: E402
 from fedtune.errors import InputError, RunFailedError  # noqa: E402
 
+# what libraries say to their own developers is not a user's business
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
 app = typer.Typer(
     name="fedtune",
     help="Fine-tune language models, centrally or in a federation.",
     no_args_is_help=True,
+    suggest_commands=False,  # click does
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -37,20 +45,37 @@ app.command()(doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit status: 2 for bad input, 1 for a failed run."""
+    """Run the command line; give the exit status.
+
+    2 for bad input, 1 for a failed run, 130 and 143 when Ctrl-C or SIGTERM ended it.
+    """
     command = typer.main.get_command(app)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        result = command.main(args=arguments, prog_name="fedtune", standalone_mode=False)
+        # not `command.main`, which would swallow an interrupt and what it has to say
+        with terminable(), command.make_context("fedtune", arguments) as context:
+            result = command.invoke(context)
     except InputError as error:
         return _fail(str(error), 2)
     except RunFailedError as error:
         return _fail(str(error), 1)
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", 130)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "fedtune"
+        return _fail(f"{error.format_message()}\n  to mend:  {where} --help", 2)
+    except TerminatedError as stop:
+        return _fail(_with_notes("terminated", stop), 143)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        return _fail(_with_notes("interrupted", stop), 130)
     return result if isinstance(result, int) else 0
+
+
+def _with_notes(word: str, stop: BaseException) -> str:
+    return "\n  ".join([word, *getattr(stop, "__notes__", [])])
 
 
 def _fail(message: str, status: int) -> int:

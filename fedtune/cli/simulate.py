@@ -2,23 +2,24 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedtune.cli.dry_run import tell
+from fedtune.cli.interrupts import resumable
 
 if TYPE_CHECKING:
-    from fedtune_server.rounds import RoundReport
     from fedtune_simulations.simulate import SimulationResult
 
 
 def simulate(
     path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on after the last finished round.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished round.")
+    ] = False,
     compare: Annotated[
         bool, typer.Option(help="Also train each silo alone and centrally, and compare.")
     ] = True,
@@ -41,24 +42,28 @@ def simulate(
         found = plan(config, out, resume=resume)
         tell(found.run, found, as_json=as_json)
         return
-    from fedtune_simulations.simulate import simulate as run
+    from fedtune.cli.progress import simulation_progress
 
-    result = run(config, out, resume=resume, compare=compare, on_round=_tell)
+    options = [] if compare else ["--no-compare"]
+    with (
+        resumable(["simulate", str(path), *(overrides or []), *options], out),
+        simulation_progress(config.federation.rounds) as shown,
+    ):
+        from fedtune_simulations.simulate import simulate as run
+
+        result = run(
+            config,
+            out,
+            resume=resume,
+            compare=compare,
+            on_round=shown.round,
+            on_work=shown.work,
+        )
     if as_json:
         print(json.dumps(dataclasses.asdict(result), default=str, indent=2))
     else:
         _show(result)
         print(f"run folder: {out}")
-
-
-def _tell(report: "RoundReport") -> None:
-    failed = f", {len(report.failures)} failed" if report.failures else ""
-    print(
-        f"round {report.round}: loss {report.loss:.4f}, {len(report.silos)} silos{failed}, "
-        f"{report.seconds:.1f} s",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _show(result: "SimulationResult") -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedtune.cli.dry_run import tell
+from fedtune.cli.interrupts import resumable
 
 if TYPE_CHECKING:
     from fedtune.training.central import CentralResult
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 def train(
     path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on after the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last checkpoint.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and tell what a run would do.")
     ] = False,
@@ -35,10 +38,16 @@ def train(
 
         tell(plan(config, out, resume=resume), as_json=as_json)
         return
-    from fedtune.training import processes
-    from fedtune.training.central import train as run
+    from fedtune.cli.progress import training_progress
 
-    result = run(config, out, resume=resume)
+    with (
+        resumable(["train", str(path), *(overrides or [])], out),
+        training_progress() as shown,
+    ):
+        from fedtune.training import processes
+        from fedtune.training.central import train as run
+
+        result = run(config, out, resume=resume, listeners=[shown])
     if not processes.is_main():
         return
     if as_json:

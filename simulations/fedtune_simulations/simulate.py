@@ -21,10 +21,12 @@ from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec, TensorSet
+from fedtune.training.events import Event, StepDone
 from fedtune.training.prepare import prepare as prepare_training
 from fedtune.training.run_folder import claim_folder
 from fedtune.training.sampling import steps_for
 from fedtune.training.trainer import Trainer
+from fedtune_simulations.events import Listener, Working
 from fedtune_simulations.grid import InProcessGrid
 
 _EVALUATION_BATCH = 32
@@ -71,6 +73,7 @@ class SimulatedSilo:
     name: str
     setting: Setting
     spec: Spec
+    listener: Listener | None = None
 
     @property
     def run_hash(self) -> str:
@@ -82,7 +85,8 @@ class SimulatedSilo:
         setting = self.setting
         write_state(setting.model, received)
         seed = silo_seed(setting.config.seed, self.name, round_number)
-        trainer = Trainer(setting.task, setting.config.training, seed=seed)
+        told = _steps_of(self.listener, round_number, self.name)
+        trainer = Trainer(setting.task, setting.config.training, seed=seed, listeners=told)
         mu = setting.config.federation.proximal_mu
         result = trainer.fit(setting.model, setting.silos[self.name], proximal_mu=mu)
         return LocalUpdate(result.delta, result.examples, {"loss": result.loss})
@@ -95,9 +99,11 @@ def simulate(
     resume: bool = False,
     compare: bool = True,
     on_round: Callable[[RoundReport], None] | None = None,
+    on_work: Listener | None = None,
 ) -> SimulationResult:
     """Run every round, save the adapter, and score it against what it must beat.
 
+    `on_round` hears of finished rounds, `on_work` of every optimizer step between.
     Raises InputError on settings, data or a model that can't be used, RunFailedError when too few
     silos answered.
     """
@@ -107,7 +113,9 @@ def simulate(
     initial = read_state(setting.model)
     grid = InProcessGrid(
         make_client_app(
-            lambda context: SimulatedSilo(str(context.node_config["silo"]), setting, initial.spec)
+            lambda context: SimulatedSilo(
+                str(context.node_config["silo"]), setting, initial.spec, on_work
+            )
         ),
         setting.silos,
     )
@@ -137,7 +145,7 @@ def simulate(
     (out / "metrics.jsonl").write_text("".join(_line(report) for report in reports))
     write_state(setting.model, state.adapter)
     save_adapter(setting.model, setting.tokenizer, out / "adapter", base=config.model.path)
-    scores = _compare(setting, initial, state.adapter) if compare else {}
+    scores = _compare(setting, initial, state.adapter, on_work) if compare else {}
     if scores:
         (out / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n")
     return SimulationResult(reports, out / "adapter", scores)
@@ -176,7 +184,7 @@ def check_available(config: RunConfig) -> None:
 
 
 def _compare(
-    setting: Setting, initial: TensorSet, federated: TensorSet
+    setting: Setting, initial: TensorSet, federated: TensorSet, listener: Listener | None
 ) -> dict[str, dict[str, float]]:
     """Scores on the same test set. A silo alone takes its own steps of all rounds together; central
     takes the steps of all silos, from the same start and in batches of the same size.
@@ -187,8 +195,10 @@ def _compare(
         steps[name] = (
             steps_for(setting.config.training, len(data)) * setting.config.federation.rounds
         )
-        alone[name] = _trained_apart(setting, initial, data, name, steps[name])
+        told = _steps_of(listener, None, f"{name} alone")
+        alone[name] = _trained_apart(setting, initial, data, name, steps[name], told)
         _log.info("alone: %s, loss %.4f", name, alone[name]["loss"])
+    told = _steps_of(listener, None, "central")
     best = min(alone.values(), key=lambda metrics: metrics["loss"])
     return {
         "base": setting.score(initial),
@@ -197,18 +207,39 @@ def _compare(
             key: statistics.fmean(metrics[key] for metrics in alone.values()) for key in best
         },
         "federated": setting.score(federated),
-        "central": _trained_apart(setting, initial, setting.pooled, "central", sum(steps.values())),
+        "central": _trained_apart(
+            setting, initial, setting.pooled, "central", sum(steps.values()), told
+        ),
     }
 
 
 def _trained_apart(
-    setting: Setting, initial: TensorSet, data: Sequence[Encoded], name: str, steps: int
+    setting: Setting,
+    initial: TensorSet,
+    data: Sequence[Encoded],
+    name: str,
+    steps: int,
+    listeners: Sequence[Callable[[Event], None]],
 ) -> dict[str, float]:
     write_state(setting.model, initial)
     training = setting.config.training.model_copy(update={"max_steps": steps})
     seed = silo_seed(setting.config.seed, name, 0)
-    Trainer(setting.task, training, seed=seed).fit(setting.model, data)
+    Trainer(setting.task, training, seed=seed, listeners=listeners).fit(setting.model, data)
     return evaluate(setting.task, setting.model, setting.test, _EVALUATION_BATCH)
+
+
+def _steps_of(
+    listener: Listener | None, round_number: int | None, who: str
+) -> list[Callable[[Event], None]]:
+    """A trainer's listeners: none, or one that tells `listener` who does which step."""
+    if listener is None:
+        return []
+
+    def told(event: Event) -> None:
+        if isinstance(event, StepDone):
+            listener(Working(round_number, who, event.step, event.steps))
+
+    return [told]
 
 
 def _line(report: RoundReport) -> str:
