@@ -5,12 +5,14 @@ An adapter's state, a delta (trained minus received) and a server optimizer's mo
 """
 
 import hashlib
-import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -19,6 +21,17 @@ from fedtune.errors import InputError
 
 Spec = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes in order: what a receiver expects before it reads a byte."""
+
+Shapes = tuple[tuple[str, Any], ...]
+Layout = dict[str, list[str]]
+"""Names and shapes ("8x64") as they are sent."""
+
+WIRE_DTYPE = "float32"
+WIRE_STYPE = "fedtune.raw-le"
+"""How tensors cross a process: the bare scalars in order of names, row by row, little-endian."""
+
+# received tensors are views of immutable bytes; a TensorSet is never written to
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclass(frozen=True)
@@ -85,47 +98,70 @@ class TensorSet:
 
     def is_finite(self) -> bool:
         """Whether no scalar is NaN or infinite."""
-        return all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors.values())
+        whole = self.flat()
+        # a finite sum has finite terms; a sum that overflows says nothing
+        return math.isfinite(float(whole.sum())) or bool(np.isfinite(whole.numpy()).all())
 
     def digest(self) -> str:
         """SHA-256 of the names, shapes and bytes: equal digests mean bit-equal sets."""
         digest = hashlib.sha256()
         for name, tensor in self.tensors.items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().numpy().reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def clone(self) -> "TensorSet":
         """A copy that shares no memory."""
         return self.map(torch.clone)
 
-    def to_bytes(self) -> bytes:
-        """Serialize as safetensors: the only form in which tensors cross a process."""
-        return safetensors.torch.save({n: t.contiguous() for n, t in self.tensors.items()})
+    def flat(self) -> Tensor:
+        """All scalars in order, float32 [count]: a view if they lie so in memory, else a copy."""
+        whole: Tensor | None = self.__dict__.get("_flat")
+        if whole is None:
+            parts = [tensor.reshape(-1) for tensor in self.tensors.values()]
+            whole = torch.cat(parts) if parts else torch.zeros(0)
+        return whole
 
     @staticmethod
-    def from_bytes(payload: bytes, expected: Spec) -> "TensorSet":
-        """Parse untrusted bytes. Raises ValueError unless names, shapes, dtype are `expected`."""
-        if len(payload) > size_limit(expected):
-            raise ValueError(f"payload has {len(payload)} bytes, at most {size_limit(expected)}")
-        try:
-            tensors = safetensors.torch.load(payload)
-        except Exception as error:
-            raise ValueError(f"payload is not safetensors: {error}") from None
-        spec = tuple((name, tuple(tensors[name].shape)) for name in sorted(tensors))
-        if spec != expected:
-            raise ValueError(f"payload has other tensors: {spec_difference(expected, spec)}")
-        for name, tensor in tensors.items():
-            if tensor.dtype != torch.float32:
-                raise ValueError(f"{name} is {tensor.dtype}, want float32")
-        result = TensorSet(tensors)
+    def of_flat(whole: Tensor, spec: Spec) -> "TensorSet":
+        """The tensors of `spec` as views of `whole`, float32 [count]."""
+        parts = whole.split([math.prod(shape) for _, shape in spec])
+        result = TensorSet({n: part.view(s) for (n, s), part in zip(spec, parts, strict=True)})
+        object.__setattr__(result, "_flat", whole)
+        return result
+
+    def to_wire(self) -> tuple[Layout, tuple[str, tuple[int, ...], str, bytes]]:
+        """The layout and one array (dtype, shape, serialization, bytes): one copy of the values."""
+        if "_flat" in self.__dict__:
+            data = _little_endian(self.flat()).tobytes()
+        else:
+            data = b"".join(_little_endian(tensor).data for tensor in self.tensors.values())
+        return _layout(self.spec), (WIRE_DTYPE, (self.count,), WIRE_STYPE, data)
+
+    @staticmethod
+    def from_wire(layout: Mapping[str, Any], array: Any, expected: Spec) -> "TensorSet":
+        """An untrusted array (`dtype`, `shape`, `stype`, `data`) as views of its bytes, no copy.
+
+        Raises ValueError unless all is as `expected`: names, shapes, dtype, exact byte count,
+        and every scalar finite.
+        """
+        wanted = _layout(expected)
+        if any(layout.get(key) != wanted[key] for key in wanted):
+            raise ValueError(f"other tensors were sent: {_layout_difference(wanted, layout)}")
+        count = sum(math.prod(shape) for _, shape in expected)
+        if (array.dtype, array.stype) != (WIRE_DTYPE, WIRE_STYPE):
+            raise ValueError(f"sent {array.dtype} as {array.stype}, want float32 as {WIRE_STYPE}")
+        if type(array.data) is not bytes or len(array.data) != 4 * count:
+            raise ValueError(f"not the {4 * count} bytes of {count} float32 were sent")
+        scalars = np.frombuffer(array.data, dtype="<f4").astype(np.float32, copy=False)
+        result = TensorSet.of_flat(torch.from_numpy(scalars) if count else torch.zeros(0), expected)
         if not result.is_finite():
-            raise ValueError("payload has NaN or infinite values")
+            raise ValueError("NaN or infinite values were sent")
         return result
 
     def save(self, path: Path) -> None:
         """Write a safetensors file. Callers that need atomicity write into a new folder."""
-        path.write_bytes(self.to_bytes())
+        safetensors.torch.save_file({n: t.contiguous() for n, t in self.tensors.items()}, path)
 
     @staticmethod
     def load(path: Path) -> "TensorSet":
@@ -140,21 +176,28 @@ class TensorSet:
 
 
 def payload_size(spec: Spec) -> int:
-    """Bytes of `TensorSet.to_bytes` for a set of this spec, without making one."""
-    header, end = {}, 0
-    for name, shape in spec:
-        begin, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-    text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + math.ceil(text / 8) * 8 + end
+    """Bytes of a set of this spec on the wire, without making one."""
+    return 4 * sum(math.prod(shape) for _, shape in spec)
 
 
-def size_limit(spec: Spec) -> int:
-    """The most bytes that a safetensors payload of this spec may have (data plus a header)."""
-    return sum(4 * math.prod(shape) + len(name) + 256 for name, shape in spec) + 4096
+def _little_endian(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.numpy(), dtype="<f4")
 
 
-def spec_difference(want: Spec, got: Spec) -> str:
+def _layout(spec: Spec) -> Layout:
+    names, shapes = [name for name, _ in spec], ["x".join(map(str, shape)) for _, shape in spec]
+    return {"names": names, "shapes": shapes}
+
+
+def _layout_difference(wanted: Layout, layout: Mapping[str, Any]) -> str:
+    names, shapes = layout.get("names"), layout.get("shapes")
+    if not isinstance(names, list) or not isinstance(shapes, list) or len(names) != len(shapes):
+        return "no list of names and one of shapes"
+    want = zip(wanted["names"], wanted["shapes"], strict=True)
+    return spec_difference(tuple(want), tuple(zip(map(str, names), shapes, strict=True)))
+
+
+def spec_difference(want: Shapes, got: Shapes) -> str:
     """One line that names the first differences between two specs."""
     wanted, found = dict(want), dict(got)
     missing = [name for name in wanted if name not in found]

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedtune.tensors import Spec, TensorSet
@@ -52,29 +51,33 @@ def make_client_app(load_silo: Callable[[Context], Silo]) -> ClientApp:
 
 def read_instruction(message: Message, expected: Spec, run_hash: str) -> tuple[TensorSet, int]:
     """Parse an untrusted instruction. Raises ValueError unless it is of this run and spec."""
-    records = message.content
-    try:
-        payload = records.array_records["state"]["tensors"].numpy()
-        settings = records.config_records["round"]
-        number, owner = settings["number"], settings["run_hash"]
-    except Exception as error:
-        raise ValueError(f"not an instruction ({type(error).__name__})") from None
+    # not by `content.array_records`: its cycle keeps the bytes until the next collection
+    records = [message.content.get(name) for name in ("state", "layout", "round")]
+    state, layout, settings = records
+    if not (
+        isinstance(state, ArrayRecord)
+        and isinstance(layout, ConfigRecord)
+        and isinstance(settings, ConfigRecord)
+        and list(state) == ["tensors"]
+    ):
+        kinds = ", ".join(type(record).__name__ for record in records)
+        raise ValueError(f"not an instruction ({kinds})")
+    number, owner = settings.get("number"), settings.get("run_hash")
     if owner != run_hash:
         raise ValueError("the instruction is of a run with other settings")
     if type(number) is not int or not 1 <= number <= _MAX_ROUND:
         raise ValueError(f"round is {number!r}, want 1 to {_MAX_ROUND}")
-    if payload.dtype != np.uint8 or payload.ndim != 1:
-        raise ValueError(f"payload is {payload.dtype} {payload.shape}, want bytes")
-    return TensorSet.from_bytes(payload.tobytes(), expected), number
+    return TensorSet.from_wire(layout, state["tensors"], expected), number
 
 
 def reply(message: Message, update: LocalUpdate) -> Message:
     """The answer to `message`."""
-    payload = np.frombuffer(update.delta.to_bytes(), dtype=np.uint8)
+    layout, array = update.delta.to_wire()
     numbers = {**{k: float(v) for k, v in update.metrics.items()}, "examples": update.examples}
     content = RecordDict(
         {
-            "delta": ArrayRecord({"tensors": Array(payload)}),
+            "delta": ArrayRecord({"tensors": Array(*array)}),
+            "layout": ConfigRecord({**layout}),
             "numbers": MetricRecord(numbers),
         }
     )

@@ -1,41 +1,40 @@
-"""The weighted mean, folded one delta at a time so that only one is alive."""
+"""The weighted mean, folded one delta at a time in the memory of one."""
 
 import math
 
-import torch
 from torch import Tensor
 
-from fedtune.tensors import TensorSet, spec_difference
+from fedtune.tensors import Spec, TensorSet, spec_difference
 
 
 class WeightedMean:
-    """Running sum of weight * delta in float64. Fold in silo-name order for bit-equal results."""
+    """A running mean, moved in place towards each delta by its share of the weight so far.
+
+    One delta's memory however many are folded. After n of them a scalar is off by at most about
+    n * 6e-8 of the largest that was seen at its place (float32 rounding of each step). Fold in
+    silo-name order for bit-equal results.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._template: TensorSet | None = None
+        self._mean: Tensor | None = None
+        self._spec: Spec = ()
         self._weight = 0.0
 
     def add(self, delta: TensorSet, weight: float) -> None:
         """Fold `delta` in. Raises ValueError on a weight that is not positive or another spec."""
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight is {weight}, want a positive number")
-        if self._template is None:
-            # only names and shapes are read again: one scalar seen through zero strides
-            self._template = delta.map(lambda tensor: torch.zeros(()).expand(tensor.shape))
-            self._sums = {n: torch.zeros(t.shape, dtype=torch.float64) for n, t in _items(delta)}
-        if delta.spec != self._template.spec:
-            raise ValueError(f"deltas differ: {spec_difference(self._template.spec, delta.spec)}")
-        for name, tensor in _items(delta):
-            self._sums[name].add_(tensor.double(), alpha=weight)
+        if self._mean is None:
+            self._mean, self._spec, self._weight = delta.flat().clone(), delta.spec, weight
+            return
+        if delta.spec != self._spec:
+            raise ValueError(f"deltas differ: {spec_difference(self._spec, delta.spec)}")
         self._weight += weight
+        self._mean.lerp_(delta.flat(), weight / self._weight)
 
     def result(self) -> TensorSet:
-        """The mean, float32. Raises ValueError when nothing was added."""
-        if self._template is None:
+        """The mean, handed over: the fold is empty again. Raises ValueError when it was empty."""
+        if self._mean is None:
             raise ValueError("nothing to average")
-        return TensorSet({name: (s / self._weight).float() for name, s in self._sums.items()})
-
-
-def _items(delta: TensorSet) -> list[tuple[str, Tensor]]:
-    return list(delta.tensors.items())
+        mean, self._mean, self._weight = self._mean, None, 0.0
+        return TensorSet.of_flat(mean, self._spec)

@@ -36,8 +36,11 @@ class Rule(Protocol):
     def start(self, adapter: TensorSet) -> GlobalState:
         """The state before the first round."""
 
-    def received_by(self, silo: str, state: GlobalState) -> TensorSet:
-        """What `silo` trains from; its delta has this spec."""
+    def group_of(self, silo: str) -> int:
+        """Silos of one group receive the same tensors."""
+
+    def received_by(self, group: int, state: GlobalState) -> TensorSet:
+        """What the silos of `group` train from; their deltas have this spec."""
 
     def fold(self, state: GlobalState) -> Fold:
         """An empty fold for one round from `state`."""
@@ -53,7 +56,11 @@ class FedAvg:
         """The state before the first round."""
         return GlobalState(adapter, start_moments(self.optimizer, adapter))
 
-    def received_by(self, silo: str, state: GlobalState) -> TensorSet:
+    def group_of(self, silo: str) -> int:
+        """All silos are one group."""
+        return 0
+
+    def received_by(self, group: int, state: GlobalState) -> TensorSet:
         """Every silo receives the same adapter."""
         return state.adapter
 
@@ -92,9 +99,15 @@ class SvdMean:
         lora_pairs(adapter)
         return GlobalState(adapter)
 
-    def received_by(self, silo: str, state: GlobalState) -> TensorSet:
-        """The leading components that the silo's rank allows."""
-        rank = self.silo_ranks.get(silo, self.rank)
+    def group_of(self, silo: str) -> int:
+        """A silo's rank."""
+        return self.silo_ranks.get(silo, self.rank)
+
+    def received_by(self, group: int, state: GlobalState) -> TensorSet:
+        """The leading components that the group's rank allows."""
+        rank = group
+        if rank == self.rank:
+            return state.adapter
         tensors = dict(state.adapter.tensors)
         for name_a, name_b in lora_pairs(state.adapter):
             tensors[name_a] = tensors[name_a][:rank].clone()
@@ -116,7 +129,7 @@ class _ProductFold:
         self._trained: list[tuple[TensorSet, float]] = []
 
     def add(self, silo: str, delta: TensorSet, weight: float) -> None:
-        trained = self._rule.received_by(silo, self._state) + delta
+        trained = self._rule.received_by(self._rule.group_of(silo), self._state) + delta
         lora = {name for pair in self._pairs for name in pair}
         self._trained.append((TensorSet({n: trained[n] for n in trained if n in lora}), weight))
         self._plain.add(TensorSet({n: trained[n] for n in trained if n not in lora}), weight)

@@ -1,11 +1,11 @@
 """One round's messages: push, pull until the deadline, and say why a silo is missing."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedtune.tensors import Spec
@@ -14,6 +14,8 @@ from fedtune_server.messages import Update, read_update
 Reason = Literal["late", "unreachable", "client_error", "bad_reply"]
 _UNREACHABLE = {3, 4, 5}  # Flower's codes: message, reply or node unavailable
 _LONGEST_DETAIL = 300
+# replies that came in time must outlive the deadline until each has been fetched
+_FETCH_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Request:
     content: RecordDict
     expected: Spec
 
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of tensors sent."""
+        records = [r for r in self.content.values() if isinstance(r, ArrayRecord)]
+        return sum(len(array.data) for record in records for array in record.values())
+
 
 def collect(
     grid: Grid,
@@ -45,71 +53,61 @@ def collect(
 ) -> list[Failure]:
     """Call `accept` once a good reply, in silo-name order; return the failures in that order.
 
-    A reply that comes before an earlier silo's is held as bytes until its turn, so a result does
-    not depend on who is fastest. A silo that is not heard by the deadline is `late`.
+    Only the silo whose turn it is is asked for, and its reply is let go before the next is: those
+    that are early wait where Flower keeps them, so that one reply is alive however many silos
+    there are, and a result doesn't depend on who is fastest. What is there when the deadline
+    passes still counts; a silo that is not heard by then is `late`.
     """
     deadline = time.monotonic() + timeout_seconds
-    turn = _Turns(requests, accept)
-    waiting = _push(grid, requests, group, timeout_seconds)
-    while waiting:
-        for reply in grid.pull_messages(list(waiting)):
-            silo = waiting.pop(reply.metadata.reply_to_message_id, None)
-            in_time = time.monotonic() <= deadline
-            if silo is not None:
-                turn.settle(silo, reply if in_time else None)
-            if not in_time:
-                break
-        if not waiting or time.monotonic() > deadline:
-            break
-        time.sleep(poll_seconds)
-    for silo in waiting.values():
-        turn.settle(silo, None)
-    return [turn.failures[silo] for silo in sorted(turn.failures)]
-
-
-def _push(
-    grid: Grid, requests: Mapping[str, Request], group: str, timeout_seconds: float
-) -> dict[str, str]:
-    names = sorted(requests)
-    # made as they are pushed, so that a grid that keeps none of them holds one at a time
-    messages: Iterator[Message] = (
-        grid.create_message(
-            requests[name].content, "train", requests[name].node, group, timeout_seconds
-        )
-        for name in names
+    pushed = {
+        silo: _push(grid, requests[silo], group, timeout_seconds + _FETCH_SECONDS)
+        for silo in sorted(requests)
+    }
+    settled = (
+        _settle(grid, silo, identifier, requests[silo].expected, deadline, poll_seconds, accept)
+        for silo, identifier in pushed.items()
     )
-    return dict(zip(grid.push_messages(messages), names, strict=True))
+    return [failure for failure in settled if failure is not None]
 
 
-class _Turns:
-    """Hands replies on in silo-name order, holding those that come early."""
+def _push(grid: Grid, request: Request, group: str, ttl: float) -> str | None:
+    """The message's id, or None when Flower took none (the node has gone)."""
+    message = Message(request.content, request.node, "train", ttl=ttl, group_id=group)
+    return next(iter(grid.push_messages([message])), None) or None
 
-    def __init__(
-        self, requests: Mapping[str, Request], accept: Callable[[str, Update], None]
-    ) -> None:
-        self._requests, self._accept = requests, accept
-        self._order = sorted(requests)
-        self._held: dict[str, Message | None] = {}
-        self.failures: dict[str, Failure] = {}
 
-    def settle(self, silo: str, reply: Message | None) -> None:
-        """Take a silo's reply, or None for `late`; accept all whose turn it now is."""
-        self._held[silo] = reply
-        while self._order and self._order[0] in self._held:
-            name = self._order.pop(0)
-            self._take(name, self._held.pop(name))
+def _settle(
+    grid: Grid,
+    silo: str,
+    identifier: str | None,
+    expected: Spec,
+    deadline: float,
+    poll_seconds: float,
+    accept: Callable[[str, Update], None],
+) -> Failure | None:
+    if identifier is None:
+        return Failure(silo, "unreachable", "the message could not be handed over")
+    reply = _wait(grid, identifier, deadline, poll_seconds)
+    if reply is None:
+        return Failure(silo, "late", "no reply before the round's deadline")
+    if reply.has_error():
+        code, text = reply.error.code, reply.error.reason or "no reason given"
+        reason: Reason = "unreachable" if code in _UNREACHABLE else "client_error"
+        return Failure(silo, reason, text[:_LONGEST_DETAIL])
+    try:
+        update = read_update(reply, expected)
+    except ValueError as error:
+        return Failure(silo, "bad_reply", str(error)[:_LONGEST_DETAIL])
+    accept(silo, update)
+    return None
 
-    def _take(self, silo: str, reply: Message | None) -> None:
-        if reply is None:
-            return self._fail(silo, "late", "no reply before the round's deadline")
-        if reply.has_error():
-            code, text = reply.error.code, reply.error.reason or "no reason given"
-            return self._fail(silo, "unreachable" if code in _UNREACHABLE else "client_error", text)
-        try:
-            update = read_update(reply, self._requests[silo].expected)
-        except ValueError as error:
-            return self._fail(silo, "bad_reply", str(error))
-        return self._accept(silo, update)
 
-    def _fail(self, silo: str, reason: Reason, detail: str) -> None:
-        self.failures[silo] = Failure(silo, reason, detail[:_LONGEST_DETAIL])
+def _wait(grid: Grid, identifier: str, deadline: float, poll_seconds: float) -> Message | None:
+    """The reply, asked for at least once; None when the deadline passes without it."""
+    while True:
+        over = time.monotonic() >= deadline
+        for reply in grid.pull_messages([identifier]):
+            return reply
+        if over:
+            return None
+        time.sleep(max(0.0, min(poll_seconds, deadline - time.monotonic())))

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedtune.tensors import Spec, TensorSet
@@ -13,37 +12,48 @@ MAX_EXAMPLES = 10**9
 
 @dataclass(frozen=True)
 class Update:
-    """A silo's accepted reply. `metrics` are the silo's own finite numbers."""
+    """A silo's accepted reply. `metrics` are the silo's own finite numbers.
+
+    `delta` is a view of the reply's bytes, which live as long as it does.
+    """
 
     delta: TensorSet
     examples: int
-    bytes: int
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 def instruction(state: TensorSet, round_number: int, run_hash: str) -> RecordDict:
-    """The content of a `train` message: one uint8 array of safetensors bytes, and the round."""
-    payload = np.frombuffer(state.to_bytes(), dtype=np.uint8)
+    """The content of a `train` message: the state's tensors, and the round."""
+    layout, array = state.to_wire()
     return RecordDict(
         {
-            "state": ArrayRecord({"tensors": Array(payload)}),
+            "state": ArrayRecord({"tensors": Array(*array)}),
+            "layout": ConfigRecord({**layout}),
             "round": ConfigRecord({"number": round_number, "run_hash": run_hash}),
         }
     )
 
 
+def tensors_in(content: RecordDict, spec: Spec) -> TensorSet:
+    """The state in an instruction, as a view of its bytes."""
+    return TensorSet.from_wire(content["layout"], content["state"]["tensors"], spec)
+
+
 def read_update(reply: Message, expected: Spec) -> Update:
     """Parse a reply. Raises ValueError unless it is a delta of spec `expected` with its count."""
-    records = reply.content
-    try:
-        arrays, numbers = records.array_records["delta"], records.metric_records["numbers"]
-        payload = arrays["tensors"].numpy()
-    except Exception as error:
-        raise ValueError(f"reply has no delta or numbers ({type(error).__name__})") from None
-    if payload.dtype != np.uint8 or payload.ndim != 1:
-        raise ValueError(f"payload is {payload.dtype} {payload.shape}, want bytes")
-    delta = TensorSet.from_bytes(payload.tobytes(), expected)
-    return Update(delta, _examples(numbers), payload.nbytes, _finite(numbers))
+    # not by `content.array_records`: its cycle keeps the bytes until the next collection
+    records = [reply.content.get(name) for name in ("delta", "layout", "numbers")]
+    delta, layout, numbers = records
+    if not (
+        isinstance(delta, ArrayRecord)
+        and isinstance(layout, ConfigRecord)
+        and isinstance(numbers, MetricRecord)
+        and list(delta) == ["tensors"]
+    ):
+        kinds = ", ".join(type(record).__name__ for record in records)
+        raise ValueError(f"reply has no delta, layout and numbers ({kinds})")
+    examples, metrics = _examples(numbers), _finite(numbers)
+    return Update(TensorSet.from_wire(layout, delta["tensors"], expected), examples, metrics)
 
 
 def _examples(numbers: MetricRecord) -> int:

@@ -1,7 +1,10 @@
-"""The round loop, the same over every Flower Grid: sample, collect, aggregate, checkpoint."""
+"""The round loop, the same over every Flower Grid: sample, collect, aggregate, checkpoint.
+
+Beyond the state that is being trained it needs the memory of two adapters: the running mean and
+the one reply in hand (more for rules that keep factors or moments).
+"""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,32 +14,16 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from fedtune.aggregation.rules import GlobalState, Rule
+from fedtune.aggregation.rules import Fold, GlobalState, Rule
 from fedtune.config.schema import FederationConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.tensors import TensorSet
 from fedtune_server.checkpoints import Checkpoint, load_latest, save_checkpoint
 from fedtune_server.collect import Failure, Request, collect
-from fedtune_server.messages import Update, instruction
+from fedtune_server.messages import Update, instruction, tensors_in
+from fedtune_server.reports import QuorumLostError, RoundReport, Tally
 
-Evaluate = Callable[[TensorSet], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """A finished round. `loss` and `metric` are the coordinator's own evaluation if it has one;
-    otherwise `loss` is the example-weighted training loss that silos told, and `metric` is None.
-    Bytes are tensor payloads: up from silos, down to silos. `silos` are those aggregated.
-    """
-
-    round: int
-    loss: float | None
-    metric: float | None
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    silos: list[str]
-    failures: list[Failure]
+Evaluate = Callable[[GlobalState], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -63,18 +50,24 @@ def run_rounds(
 ) -> tuple[GlobalState, list[RoundReport]]:
     """Run what is left of the rounds; return the last state and the reports of all rounds.
 
-    Raises RunFailedError when fewer than `min_silos` good replies came by a round's deadline
+    Raises QuorumLostError when fewer than `min_silos` good replies came by a round's deadline
     (the last finished round stays in `checkpoints`), InputError when the plan can't ever meet
     the quorum or a checkpoint is not this run's.
     """
     check_quorum(plan)
     state, reports = _start(rule, initial, plan, checkpoints, resume)
+    del initial
     for number in range(len(reports) + 1, plan.federation.rounds + 1):
-        state, report = _run_round(grid, rule, state, plan, number, evaluate)
+        # from here on the state is a view of the bytes that are sent, and has no other copy
+        began = time.monotonic()
+        state, requests = _publish(rule, state, plan, number)
+        state, report = _run_round(grid, rule, state, requests, plan, number, evaluate)
+        report = dataclasses.replace(report, seconds=time.monotonic() - began)
+        del requests
         reports.append(report)
         if checkpoints is not None:
-            saved = Checkpoint(number, state, [dataclasses.asdict(r) for r in reports])
-            save_checkpoint(checkpoints, saved, plan.run_hash)
+            told = [dataclasses.asdict(r) for r in reports]
+            save_checkpoint(checkpoints, Checkpoint(number, state, told), plan.run_hash)
         if on_round is not None:
             on_round(report)
     return state, reports
@@ -127,24 +120,71 @@ def _report(values: dict[str, Any]) -> RoundReport:
     return RoundReport(**{**values, "failures": [Failure(**f) for f in values["failures"]]})
 
 
+def _publish(
+    rule: Rule, state: GlobalState, plan: RunPlan, number: int
+) -> tuple[GlobalState, dict[str, Request]]:
+    """The round's requests; what the silos of a group are sent is made once."""
+    adapter, made, requests = state.adapter, {}, {}
+    for silo in sample_silos(plan, number):
+        group = rule.group_of(silo)
+        if group not in made:
+            received = rule.received_by(group, state)
+            content = instruction(received, number, plan.run_hash)
+            made[group] = content, received.spec
+            if received is state.adapter:
+                adapter = tensors_in(content, received.spec)
+        requests[silo] = Request(plan.nodes[silo], *made[group])
+    return dataclasses.replace(state, adapter=adapter), requests
+
+
 def _run_round(
     grid: Grid,
     rule: Rule,
     state: GlobalState,
+    requests: Mapping[str, Request],
     plan: RunPlan,
     number: int,
     evaluate: Evaluate | None,
 ) -> tuple[GlobalState, RoundReport]:
     began = time.monotonic()
-    requests = _requests(rule, state, plan, number)
-    tally = _Tally()
-    fold = rule.fold(state)
+    tally, fold = Tally(), rule.fold(state)
+    failures = _collect(grid, requests, fold, tally, plan, number)
+    report = RoundReport(
+        round=number,
+        loss=tally.loss(),
+        metric=None,
+        bytes_up=tally.bytes,
+        bytes_down=sum(request.payload_bytes for request in requests.values()),
+        seconds=time.monotonic() - began,
+        silos=tally.silos,
+        failures=failures,
+    )
+    if len(tally.silos) < plan.federation.min_silos:
+        raise QuorumLostError(report, plan.federation.min_silos)
+    state = fold.result()
+    if not state.adapter.is_finite():
+        raise RunFailedError(f"round {number}: the aggregated adapter has NaN or infinite values")
+    told = evaluate(state) if evaluate else {}
+    return state, dataclasses.replace(
+        report,
+        loss=told.get("loss", report.loss),
+        metric=told.get("accuracy"),
+    )
 
+
+def _collect(
+    grid: Grid,
+    requests: Mapping[str, Request],
+    fold: Fold,
+    tally: Tally,
+    plan: RunPlan,
+    number: int,
+) -> list[Failure]:
     def accept(silo: str, update: Update) -> None:
         fold.add(silo, update.delta, float(update.examples))
         tally.add(silo, update)
 
-    failures = collect(
+    return collect(
         grid,
         requests,
         group=str(number),
@@ -152,65 +192,3 @@ def _run_round(
         poll_seconds=plan.poll_seconds,
         accept=accept,
     )
-    if len(tally.silos) < plan.federation.min_silos:
-        raise RunFailedError(_quorum_lost(plan, number, tally, failures))
-    state = fold.result()
-    if not state.adapter.is_finite():
-        raise RunFailedError(f"round {number}: the aggregated adapter has NaN or infinite values")
-    told = evaluate(state.adapter) if evaluate else {}
-    return state, RoundReport(
-        round=number,
-        loss=told.get("loss", tally.loss()),
-        metric=told.get("accuracy"),
-        bytes_up=tally.bytes,
-        bytes_down=sum(_payload(request) for request in requests.values()),
-        seconds=time.monotonic() - began,
-        silos=tally.silos,
-        failures=failures,
-    )
-
-
-def _requests(rule: Rule, state: GlobalState, plan: RunPlan, number: int) -> dict[str, Request]:
-    requests: dict[str, Request] = {}
-    shared: dict[int, Request] = {}
-    for silo in sample_silos(plan, number):
-        received = rule.received_by(silo, state)
-        # silos that receive the same object share one serialized payload
-        like = shared.get(id(received)) if received is state.adapter else None
-        content = like.content if like else instruction(received, number, plan.run_hash)
-        requests[silo] = Request(plan.nodes[silo], content, received.spec)
-        shared.setdefault(id(received), requests[silo])
-    return requests
-
-
-def _payload(request: Request) -> int:
-    return int(request.content.array_records["state"]["tensors"].shape[0])
-
-
-def _quorum_lost(plan: RunPlan, number: int, tally: "_Tally", failures: list[Failure]) -> str:
-    lines = [
-        f"round {number}: {len(tally.silos)} good replies, "
-        f"`federation.min_silos` is {plan.federation.min_silos}"
-    ]
-    lines += [f"  {failure.silo}: {failure.reason}: {failure.detail}" for failure in failures]
-    return "\n".join(lines)
-
-
-class _Tally:
-    """What the good replies of a round add up to, without their deltas."""
-
-    def __init__(self) -> None:
-        self.silos: list[str] = []
-        self.bytes = 0
-        self._losses: list[tuple[float, int]] = []
-
-    def add(self, silo: str, update: Update) -> None:
-        self.silos.append(silo)
-        self.bytes += update.bytes
-        if "loss" in update.metrics:
-            self._losses.append((update.metrics["loss"], update.examples))
-
-    def loss(self) -> float | None:
-        """Example-weighted mean of the told losses, or None if no silo told one."""
-        examples = sum(count for _, count in self._losses)
-        return math.fsum(loss * n for loss, n in self._losses) / examples if examples else None

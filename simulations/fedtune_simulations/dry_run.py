@@ -49,7 +49,9 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     if resume and (saved := load_latest(out / "checkpoints", config.hash)):
         check_fits(saved, blank, out / "checkpoints")
     state = rule.start(blank)
-    sizes = {name: payload_size(rule.received_by(name, state).spec) for name in nodes}
+    sizes = {
+        name: payload_size(rule.received_by(rule.group_of(name), state).spec) for name in nodes
+    }
     asked = [sample_silos(plan, number) for number in rounds]
     first = sum(sizes[name] for name in asked[0])
     return FederatedDryRun(

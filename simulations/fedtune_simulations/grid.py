@@ -6,6 +6,8 @@ id and source, the task's identity) are touched in this file only.
 
 import itertools
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -23,17 +25,24 @@ class InProcessGrid(Grid):
     """Runs `app` for the named silos, one after another, in the order pulled.
 
     Node ids start at 2 in silo-name order; `nodes` maps names to them, and a silo's name is
-    `context.node_config["silo"]`. An exception in the app becomes an error reply.
+    `context.node_config["silo"]`. An exception in the app becomes an error reply. A silo that has
+    not ended `timeout_seconds` after its message was pushed never replies; one that has not
+    started by then is not run.
     """
 
-    def __init__(self, app: Callable[[Message, Context], Message], silos: Iterable[str]) -> None:
+    def __init__(
+        self,
+        app: Callable[[Message, Context], Message],
+        silos: Iterable[str],
+        timeout_seconds: float = math.inf,
+    ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER_NODE, 1
         self.nodes: Mapping[str, int] = {
             name: node for node, name in enumerate(sorted(silos), start=_SERVER_NODE + 1)
         }
-        self._app = app
+        self._app, self._timeout_seconds = app, timeout_seconds
         self._numbers = itertools.count(1)
-        self._waiting: dict[str, Message] = {}
+        self._waiting: dict[str, tuple[Message, float]] = {}
         self._contexts = {
             node: Context(
                 run_id=_RUN_ID,
@@ -77,9 +86,12 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Run each silo as its reply is asked for, in the order of `message_ids`."""
         for identifier in list(message_ids):
-            message = self._waiting.pop(identifier, None)
-            if message is not None:
-                yield self._run(message)
+            message, due = self._waiting.pop(identifier, (None, 0.0))
+            if message is None or time.monotonic() >= due:
+                continue
+            reply = self._run(message)
+            if time.monotonic() < due:
+                yield reply
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -92,7 +104,7 @@ class InProcessGrid(Grid):
         vars(message.metadata).update(
             _run_id=_RUN_ID, _src_node_id=_SERVER_NODE, _message_id=identifier
         )
-        self._waiting[identifier] = message
+        self._waiting[identifier] = message, time.monotonic() + self._timeout_seconds
         return identifier
 
     def _run(self, message: Message) -> Message:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedtune_client.app import LocalUpdate, make_client_app
-from fedtune_server.rounds import RoundReport, RunPlan, check_quorum, run_rounds
+from fedtune_server.reports import RoundReport
+from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
 
 from fedtune.aggregation.rules import build_rule
 from fedtune.config.schema import RunConfig
@@ -118,6 +119,7 @@ def simulate(
             )
         ),
         setting.silos,
+        config.federation.round_timeout_seconds,
     )
     plan = RunPlan(grid.nodes, config.federation, config.seed, config.hash, poll_seconds=0.0)
     check_quorum(plan)
@@ -139,7 +141,7 @@ def simulate(
         checkpoints=out / "checkpoints",
         resume=resume,
         on_round=told,
-        evaluate=setting.score,
+        evaluate=lambda state: setting.score(state.adapter),
     )
     # a kill between a checkpoint and its line leaves a gap: the checkpoint has all rounds
     (out / "metrics.jsonl").write_text("".join(_line(report) for report in reports))

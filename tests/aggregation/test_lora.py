@@ -101,7 +101,7 @@ def test_svd_rule_with_a_smaller_silo_means_what_acts_on_the_model():
     state = rule.start(adapter(4))
     fold, acts = rule.fold(state), []
     for silo, rank, weight in (("a", 4, 1.0), ("b", 1, 3.0)):
-        received = rule.received_by(silo, state)
+        received = rule.received_by(rule.group_of(silo), state)
         delta = received.map(torch.ones_like)
         fold.add(silo, delta, weight)
         acts.append(weight * effect(received + delta, 8.0 / rank))
@@ -118,7 +118,10 @@ def test_a_smaller_silo_receives_the_leading_part():
     fold = rule.fold(rule.start(adapter(4)))
     fold.add("b", adapter(4), 1.0)
     state = fold.result()
-    whole, part = effect(state.adapter, 2.0), effect(rule.received_by("c", state), 4.0)
+    whole, part = (
+        effect(state.adapter, 2.0),
+        effect(rule.received_by(rule.group_of("c"), state), 4.0),
+    )
     svd = torch.linalg.svd(whole)
     assert torch.allclose(part, svd.U[:, :2] * svd.S[:2] @ svd.Vh[:2], atol=1e-4)
 

@@ -12,14 +12,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fedtune.tensors import TensorSet
 
 STATE = TensorSet({"w": torch.ones(2)})
-BYTES = np.frombuffer(STATE.to_bytes(), dtype=np.uint8)
+LAYOUT, GOOD = STATE.to_wire()
+OF_RUN = {"number": 1, "run_hash": "run"}
 
 
-def message(payload: np.ndarray, settings: dict[str, Any]) -> Message:
+def message(array: Array, settings: dict[str, Any]) -> Message:
     grid = InProcessGrid(lambda message, context: message, ["a"])
     content = RecordDict(
         {
-            "state": ArrayRecord({"tensors": Array(payload)}),
+            "state": ArrayRecord({"tensors": array}),
+            "layout": ConfigRecord({**LAYOUT}),
             "round": ConfigRecord(settings),
         }
     )
@@ -28,24 +30,28 @@ def message(payload: np.ndarray, settings: dict[str, Any]) -> Message:
 
 def test_a_good_instruction_is_read():
     state, number = read_instruction(
-        message(BYTES, {"number": 3, "run_hash": "run"}), STATE.spec, "run"
+        message(Array(*GOOD), {"number": 3, "run_hash": "run"}), STATE.spec, "run"
     )
     assert (state.digest(), number) == (STATE.digest(), 3)
 
 
 @pytest.mark.parametrize(
-    ("payload", "settings", "problem"),
+    ("array", "settings", "problem"),
     [
-        (BYTES, {"number": 1, "run_hash": "other"}, "other settings"),
-        (BYTES, {"number": 0, "run_hash": "run"}, "round is 0"),
-        (BYTES, {"number": "1", "run_hash": "run"}, "round is '1'"),
-        (BYTES, {"run_hash": "run"}, "not an instruction"),
-        (BYTES[:-1], {"number": 1, "run_hash": "run"}, "not safetensors"),
-        (BYTES.astype(np.int64), {"number": 1, "run_hash": "run"}, "want bytes"),
+        (GOOD, {"number": 1, "run_hash": "other"}, "other settings"),
+        (GOOD, {"number": 0, "run_hash": "run"}, "round is 0"),
+        (GOOD, {"number": 10**9, "run_hash": "run"}, "round is 1000000000"),
+        (GOOD, {"number": "1", "run_hash": "run"}, "round is '1'"),
+        (GOOD, {"run_hash": "run"}, "round is None"),
+        ((*GOOD[:3], GOOD[3][:-1]), OF_RUN, "not the 8 bytes"),
+        ((*GOOD[:3], GOOD[3] * 1000), OF_RUN, "not the 8 bytes"),
+        (("int64", *GOOD[1:]), OF_RUN, "sent int64"),
+        (("float32", (2,), "pickle", GOOD[3]), OF_RUN, "as pickle"),
+        ((*GOOD[:3], np.float32([1, np.nan]).tobytes()), OF_RUN, "NaN"),
     ],
 )
 def test_a_crooked_instruction_is_refused(
-    payload: np.ndarray, settings: dict[str, Any], problem: str
+    array: tuple[Any, ...], settings: dict[str, Any], problem: str
 ):
     with pytest.raises(ValueError, match=problem):
-        read_instruction(message(payload, settings), STATE.spec, "run")
+        read_instruction(message(Array(*array), settings), STATE.spec, "run")

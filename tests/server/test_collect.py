@@ -1,6 +1,10 @@
-"""Order of arrival changes nothing, and a bad reply is a failure of its silo only."""
+"""Order of arrival changes nothing, one reply is alive, and a bad one fails its silo only."""
 
+import gc
+import time
+import weakref
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,18 +13,25 @@ from fedtune_client.app import LocalUpdate, reply
 from fedtune_server.collect import Request, collect
 from fedtune_server.messages import Update, instruction, read_update
 from fedtune_simulations.grid import InProcessGrid
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedtune.tensors import TensorSet
 
 STATE = TensorSet({"w": torch.zeros(2)})
 
 
-class Backwards(InProcessGrid):
-    """The last silo answers first, one reply a pull."""
+class Apart(InProcessGrid):
+    """Silos on machines of their own: each answers on the pull that `patience` says, or never."""
+
+    patience: dict[str, int]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        return super().pull_messages(list(message_ids)[-1:])
+        names = {node: name for name, node in self.nodes.items()}
+        for identifier in message_ids:
+            silo = names[self._waiting[identifier][0].metadata.dst_node_id]
+            self.patience[silo] -= 1
+            if self.patience[silo] < 0:
+                yield from super().pull_messages([identifier])
 
 
 def answer(message: Message, context: Context) -> Message:
@@ -28,70 +39,155 @@ def answer(message: Message, context: Context) -> Message:
 
 
 def crooked(message: Message, context: Context) -> Message:
-    good = answer(message, context)
     if context.node_config["silo"] == "b":
         return Message(RecordDict({"x": MetricRecord({"y": 1})}), reply_to=message)
-    return good
+    return answer(message, context)
 
 
-def requests(grid: InProcessGrid) -> dict[str, Request]:
-    content = instruction(STATE, 1, "run")
-    return {name: Request(node, content, STATE.spec) for name, node in grid.nodes.items()}
-
-
-def run(grid: InProcessGrid) -> tuple[list[str], list[tuple[str, str]]]:
+def run(grid: InProcessGrid, timeout_seconds: float = 60.0) -> tuple[list[str], list[Any]]:
     taken: list[str] = []
-
-    def accept(silo: str, update: Update) -> None:
-        taken.append(silo)
-
+    content = instruction(STATE, 1, "run")
     failures = collect(
-        grid, requests(grid), group="1", timeout_seconds=60.0, poll_seconds=0.0, accept=accept
+        grid,
+        {name: Request(node, content, STATE.spec) for name, node in grid.nodes.items()},
+        group="1",
+        timeout_seconds=timeout_seconds,
+        poll_seconds=0.001,
+        accept=lambda silo, update: taken.append(silo),
     )
     return taken, [(failure.silo, failure.reason) for failure in failures]
 
 
 def test_replies_are_taken_in_name_order_whoever_is_first():
-    assert run(Backwards(answer, ["c", "a", "b"])) == (["a", "b", "c"], [])
+    grid = Apart(answer, ["c", "a", "b"])
+    grid.patience = {"a": 3, "b": 0, "c": 1}
+    assert run(grid) == (["a", "b", "c"], [])
 
 
-@pytest.mark.parametrize("kind", [InProcessGrid, Backwards])
-def test_a_bad_reply_does_not_hold_the_others_back(kind: type[InProcessGrid]):
-    assert run(kind(crooked, ["a", "b", "c"])) == (["a", "c"], [("b", "bad_reply")])
+def test_a_silent_silo_is_late_and_those_that_answered_in_time_count():
+    grid = Apart(answer, ["a", "b", "c"])
+    grid.patience = {"a": 10**9, "b": 0, "c": 0}
+    assert run(grid, timeout_seconds=0.05) == (["b", "c"], [("a", "late")])
 
 
-def a_reply(delta: np.ndarray, numbers: dict[str, float]) -> Message:
+def test_a_bad_reply_does_not_hold_the_others_back():
+    assert run(InProcessGrid(crooked, ["a", "b", "c"])) == (["a", "c"], [("b", "bad_reply")])
+
+
+def test_a_node_that_has_gone_is_unreachable():
+    class Gone(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            return [i for i in super().push_messages(messages) if not i.endswith("-2")]
+
+    assert run(Gone(answer, ["a", "b", "c"])) == (["a", "c"], [("b", "unreachable")])
+
+
+def test_one_reply_is_alive_at_a_time():
+    alive: list[weakref.ref[Message]] = []
+    seen: list[int] = []
+
+    def watched(message: Message, context: Context) -> Message:
+        seen.append(sum(ref() is not None for ref in alive))
+        answered = answer(message, context)
+        alive.append(weakref.ref(answered))
+        return answered
+
+    gc.disable()  # nothing may wait in a cycle for the next collection
+    try:
+        assert run(InProcessGrid(watched, "abcdef")) == (list("abcdef"), [])
+    finally:
+        gc.enable()
+    assert seen == [0] * 6
+
+
+def test_a_silo_over_its_time_never_replies_and_one_not_begun_is_not_run():
+    ran: list[str] = []
+
+    def slow(message: Message, context: Context) -> Message:
+        ran.append(str(context.node_config["silo"]))
+        time.sleep(0.3 if ran[-1] == "b" else 0.0)
+        return answer(message, context)
+
+    grid = InProcessGrid(slow, ["a", "b", "c"], timeout_seconds=0.25)
+    assert run(grid, timeout_seconds=0.25) == (["a"], [("b", "late"), ("c", "late")])
+    assert ran == ["a", "b"]
+
+
+LAYOUT, GOOD = STATE.to_wire()
+ONE = {"examples": 1}
+
+
+def a_reply(
+    array: tuple[Any, ...], numbers: dict[str, float], layout: dict[str, list[str]] = LAYOUT
+) -> Message:
     grid = InProcessGrid(answer, ["a"])
     message = grid.create_message(RecordDict(), "train", 2, "1")
     content = RecordDict(
         {
-            "delta": ArrayRecord({"tensors": Array(delta)}),
+            "delta": ArrayRecord({"tensors": Array(*array)}),
+            "layout": ConfigRecord({**layout}),
             "numbers": MetricRecord(numbers),
         }
     )
     return Message(content, reply_to=message)
 
 
-GOOD = np.frombuffer(STATE.to_bytes(), dtype=np.uint8)
-
-
 @pytest.mark.parametrize(
-    ("delta", "numbers", "message"),
+    ("array", "numbers", "message"),
     [
         (GOOD, {"examples": 0}, "examples is 0"),
         (GOOD, {"examples": 10**12}, "examples is 10"),
         (GOOD, {"examples": 1.5}, "examples is 1.5"),
         (GOOD, {}, "examples is None"),
-        (GOOD[:-1], {"examples": 1}, "not safetensors"),
-        (GOOD.astype(np.float32), {"examples": 1}, "want bytes"),
-        (np.zeros(100_000, np.uint8), {"examples": 1}, "at most"),
+        (("float64", *GOOD[1:]), ONE, "sent float64"),
+        ((*GOOD[:2], "numpy.ndarray", GOOD[3]), ONE, "as numpy.ndarray"),
+        ((*GOOD[:3], GOOD[3][:-1]), ONE, "not the 8 bytes"),
+        ((*GOOD[:3], GOOD[3] * 1000), ONE, "not the 8 bytes"),
+        ((*GOOD[:3], np.float32([np.inf, 1]).tobytes()), ONE, "infinite"),
+        ((*GOOD[:3], np.float32([np.nan, 1]).tobytes()), ONE, "NaN"),
     ],
 )
-def test_an_untrusted_reply_is_refused(delta: np.ndarray, numbers: dict[str, float], message: str):
+def test_an_untrusted_reply_is_refused(
+    array: tuple[Any, ...], numbers: dict[str, float], message: str
+):
     with pytest.raises(ValueError, match=message):
-        read_update(a_reply(delta, numbers), STATE.spec)
+        read_update(a_reply(array, numbers), STATE.spec)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"names": [], "shapes": []}, "missing w"),
+        ({"names": ["v"], "shapes": ["2"]}, "missing w; unexpected v"),
+        ({"names": ["v", "w"], "shapes": ["2", "2"]}, "unexpected v"),
+        ({"names": ["w"], "shapes": ["1x2"]}, "w is"),
+        ({"names": ["w"]}, "no list of names"),
+    ],
+)
+def test_a_reply_with_other_tensors_is_refused(layout: dict[str, list[str]], message: str):
+    with pytest.raises(ValueError, match=message):
+        read_update(a_reply(GOOD, ONE, layout), STATE.spec)
+
+
+def test_data_that_is_not_bytes_is_refused():
+    told = a_reply(GOOD, ONE)
+    told.content.array_records["delta"]["tensors"].data = "12345678"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="not the 8 bytes"):
+        read_update(told, STATE.spec)
+
+
+def test_a_reply_without_its_records_is_refused():
+    told = a_reply(GOOD, ONE)
+    del told.content["delta"]
+    with pytest.raises(ValueError, match="no delta"):
+        read_update(told, STATE.spec)
 
 
 def test_metrics_that_are_not_finite_are_dropped():
     told = read_update(a_reply(GOOD, {"examples": 1, "loss": float("nan"), "x": 2.0}), STATE.spec)
     assert told.metrics == {"examples": 1.0, "x": 2.0}
+
+
+def test_an_update_is_accepted_as_it_was_sent():
+    update: Update = read_update(a_reply(GOOD, {"examples": 5}), STATE.spec)
+    assert (update.delta.digest(), update.examples) == (STATE.digest(), 5)

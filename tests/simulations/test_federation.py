@@ -8,7 +8,8 @@ import pytest
 import torch
 from fedtune_client.app import LocalUpdate, make_client_app
 from fedtune_server.messages import instruction
-from fedtune_server.rounds import RoundReport, RunPlan, run_rounds, sample_silos
+from fedtune_server.reports import RoundReport
+from fedtune_server.rounds import RunPlan, run_rounds, sample_silos
 from fedtune_simulations.grid import InProcessGrid
 from flwr.app import Context
 
@@ -68,8 +69,8 @@ def federate(
         return silo
 
     calls: dict[str, int] = {}
-    grid = InProcessGrid(make_client_app(load), SIZES)
     settings = FederationConfig(**{"rounds": 4, "min_silos": 2, **(federation or {})})
+    grid = InProcessGrid(make_client_app(load), SIZES, settings.round_timeout_seconds)
     plan = RunPlan(grid.nodes, settings, seed=3, run_hash=hash_of_run, poll_seconds=0.0)
     rule = FedAvg(ServerOptimizerConfig.model_validate({"name": optimizer}))
     return run_rounds(grid, rule, START, plan, **kept)
@@ -176,8 +177,7 @@ def test_evaluation_and_bytes_are_reported():
         evaluate=lambda state: {"loss": 7.0, "accuracy": 0.25},
     )
     assert (seen[0].loss, seen[0].metric) == (7.0, 0.25)
-    assert seen[0].bytes_down == 4 * len(START.to_bytes())
-    assert seen[0].bytes_up == 4 * len(START.to_bytes())
+    assert (seen[0].bytes_down, seen[0].bytes_up) == (4 * 12, 4 * 12)
 
 
 def test_a_silo_runs_only_when_its_reply_is_pulled():
