@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from fedtune.training.events import Evaluated, Event, Listener, StepDone
 
 if TYPE_CHECKING:
-    from fedtune_server.rounds import RoundReport
+    from fedtune_server.reports import RoundReport
     from fedtune_simulations.events import Working
 
 _LINE_SECONDS = 10.0

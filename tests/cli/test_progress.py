@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fedtune_server.rounds import RoundReport
+from fedtune_server.reports import RoundReport
 from fedtune_simulations.events import Working
 from rich.console import Console
 
