@@ -21,7 +21,10 @@ def inspect(
     config: Annotated[Path | None, typer.Option(help="Config with columns and format.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what was understood: format, columns, rows, silos, labels, bad rows."""
+    """Say what was understood: format, columns, rows, silos, labels, bad rows.
+
+    Example: fedtune data inspect notes.jsonl --config lora.yaml
+    """
     from fedtune.config.load import load_config
     from fedtune.data.inspect import inspect_files
 

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from fedtune.config.cases import CASES
 from fedtune.config.load import load_config, save_config
-from fedtune.config.reference import CASES, reference, starter
+from fedtune.config.reference import reference, starter
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 
@@ -66,7 +67,7 @@ def test_saved_and_loaded_is_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_a_starter_file_is_valid_and_names_every_section(tmp_path: Path, case: str) -> None:
     config = load_config(write(tmp_path, starter(case)))
-    assert config == RunConfig.model_validate(CASES[case])
+    assert config == RunConfig.model_validate(CASES[case].settings)
 
 
 def test_the_reference_names_every_leaf_and_is_the_committed_page() -> None:
