@@ -59,11 +59,22 @@ def simulate(
             on_round=shown.round,
             on_work=shown.work,
         )
+        from fedtune.reports.record import record_run
+
+        scores = result.comparison or _federated(result)
+        record_run(out, config, result.data, scores, command="simulate", silos=result.silos)
     if as_json:
         print(json.dumps(dataclasses.asdict(result), default=str, indent=2))
     else:
         _show(result)
         print(f"run folder: {out}")
+
+
+def _federated(result: "SimulationResult") -> dict[str, dict[str, float]]:
+    """The last round's scores, for a run without a comparison."""
+    last = result.rounds[-1]
+    told = {"loss": last.loss, "accuracy": last.metric}
+    return {"federated": {name: value for name, value in told.items() if value is not None}}
 
 
 def _show(result: "SimulationResult") -> None:

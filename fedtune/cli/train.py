@@ -48,6 +48,10 @@ def train(
         from fedtune.training.central import train as run
 
         result = run(config, out, resume=resume, listeners=[shown])
+        if processes.is_main():
+            from fedtune.reports.record import record_run
+
+            record_run(out, config, result.data, result.comparison, command="train")
     if not processes.is_main():
         return
     if as_json:

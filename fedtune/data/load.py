@@ -20,12 +20,36 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """What may be told of a run's data: counts and fingerprints, no content."""
+
+    format: str
+    train_examples: int
+    test_examples: int
+    bad_rows: int
+    train_fingerprint: str
+    test_fingerprint: str
+
+
+@dataclass(frozen=True)
 class Splits:
     """What is learned from and what it is judged on; no privacy unit is in both."""
 
     train: ExampleSet
     test: ExampleSet
     bad_rows: BadRows = field(default_factory=BadRows)
+
+    @property
+    def facts(self) -> DataFacts:
+        """Counts and fingerprints."""
+        return DataFacts(
+            format=self.train.format,
+            train_examples=len(self.train),
+            test_examples=len(self.test),
+            bad_rows=self.bad_rows.count,
+            train_fingerprint=self.train.fingerprint,
+            test_fingerprint=self.test.fingerprint,
+        )
 
     @property
     def labels(self) -> list[str]:

@@ -69,6 +69,11 @@ def load_base(
     return Base(loaded, tokenizer)
 
 
+def embedded_folder() -> Path:
+    """Where the embedded model's files are."""
+    return _EMBEDDED
+
+
 def load_tokenizer(model: ModelConfig) -> Any:
     """The tokenizer, padding on the right."""
     tokenizer = _load(model, AutoTokenizer)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
+from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter
 from fedtune.tasks.evaluation import evaluate
 from fedtune.training import processes
@@ -34,6 +35,7 @@ class CentralResult:
     loss: float
     processes: int
     comparison: dict[str, dict[str, float]]
+    data: DataFacts
 
 
 def train(
@@ -63,7 +65,13 @@ def train(
         save_adapter(prepared.model, prepared.tokenizer, out / "adapter", base=config.model.path)
         write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     return CentralResult(
-        out / "adapter", result.steps, result.kept_step, result.loss, processes.count(), comparison
+        adapter=out / "adapter",
+        steps=result.steps,
+        kept_step=result.kept_step,
+        loss=result.loss,
+        processes=processes.count(),
+        comparison=comparison,
+        data=prepared.splits.facts,
     )
 
 

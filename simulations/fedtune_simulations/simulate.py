@@ -16,6 +16,7 @@ from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
 
 from fedtune.aggregation.rules import build_rule
 from fedtune.config.schema import RunConfig
+from fedtune.data.load import DataFacts
 from fedtune.data.partition import partition, save_partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
@@ -38,12 +39,15 @@ _log = logging.getLogger(__name__)
 class SimulationResult:
     """The rounds, where the adapter is, and scores on the held-out test set.
 
-    `comparison` maps base, best silo alone, mean silo alone, federated and central to metrics.
+    `comparison` maps base, best silo alone, mean silo alone, federated and central to metrics;
+    `silos` each silo to its examples.
     """
 
     rounds: list[RoundReport]
     adapter: Path
     comparison: dict[str, dict[str, float]]
+    data: DataFacts
+    silos: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Setting:
     silos: Mapping[str, Sequence[Encoded]]
     pooled: Sequence[Encoded]
     test: Sequence[Encoded]
+    data: DataFacts
 
     def score(self, state: TensorSet) -> dict[str, float]:
         """Metrics of `state` on the held-out test set."""
@@ -150,7 +155,8 @@ def simulate(
     scores = _compare(setting, initial, state.adapter, on_work) if compare else {}
     if scores:
         (out / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n")
-    return SimulationResult(reports, out / "adapter", scores)
+    sizes = {name: len(examples) for name, examples in setting.silos.items()}
+    return SimulationResult(reports, out / "adapter", scores, setting.data, sizes)
 
 
 def prepare(config: RunConfig) -> tuple[Setting, dict[str, list[int]]]:
@@ -160,7 +166,8 @@ def prepare(config: RunConfig) -> tuple[Setting, dict[str, list[int]]]:
     silos = {name: ready.train.select(chosen) for name, chosen in indices.items()}
     pooled = ready.train.select([row for chosen in indices.values() for row in chosen])
     model, tokenizer, task, test = ready.model, ready.tokenizer, ready.task, ready.test
-    return Setting(config, model, tokenizer, task, silos, pooled, test), indices
+    facts = ready.splits.facts
+    return Setting(config, model, tokenizer, task, silos, pooled, test, facts), indices
 
 
 def silo_seed(seed: int, silo: str, round_number: int) -> int:

@@ -83,4 +83,5 @@ def test_json_on_stdout_is_clean_and_progress_goes_to_stderr(
     assert main(["train", str(path), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 2
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["command"] == "train"
     assert [line for line in err.splitlines() if line.startswith("step 2/2: loss ")]

@@ -1,0 +1,100 @@
+"""The model card: a README.md beside the adapter, with nothing of the data but counts."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from fedtune.atomic import write_text
+from fedtune.config.schema import RunConfig
+from fedtune.data.load import DataFacts
+
+_SECTIONS = ("task", "adapter", "training", "seed")
+
+
+def write_model_card(
+    adapter: Path,
+    config: RunConfig,
+    data: DataFacts,
+    scores: Mapping[str, Mapping[str, float]],
+    *,
+    silos: Mapping[str, int] | None = None,
+) -> None:
+    """Write the card of the adapter (or full model) in `adapter`.
+
+    `scores` are metrics on the held-out set, by what was scored; `silos` the examples of each silo
+    of a federation, whose names stay out of the card.
+    """
+    write_text(adapter / "README.md", model_card(config, data, scores, silos=silos))
+
+
+def model_card(
+    config: RunConfig,
+    data: DataFacts,
+    scores: Mapping[str, Mapping[str, float]],
+    *,
+    silos: Mapping[str, int] | None = None,
+) -> str:
+    """The card's text: Markdown with the hub's metadata in front."""
+    full = config.adapter.method == "full"
+    kind = "Model" if full else "Adapter"
+    way = "federated" if silos else "central"
+    facts = ModelCardData(
+        base_model=config.model.path if config.model.path != "embedded" else None,
+        library_name="transformers" if full else "peft",
+        tags=["fedtune", way, config.task.name, config.adapter.method],
+    )
+    parts = [
+        f"---\n{facts.to_yaml()}\n---",
+        f"# {kind} from {way} fine-tuning",
+        f"Base model: `{config.model.path}`. Run: `{config.hash}`.",
+        "## Privacy",
+        "- **No differential privacy**: what was trained may reveal single training examples.\n"
+        + (
+            "- **No secure aggregation**: the coordinator saw each silo's delta."
+            if silos
+            else "- **No secure aggregation**: there was one place of training."
+        ),
+        "## Data",
+        _data(data, silos),
+        "## Held-out metrics",
+        _table(scores),
+        "## Settings",
+        _settings(config, federated=bool(silos)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(data: DataFacts, silos: Mapping[str, int] | None) -> str:
+    lines = [
+        f"- {data.train_examples:,} training and {data.test_examples:,} held-out examples of "
+        f"format `{data.format}`; {data.bad_rows:,} bad rows left out",
+        f"- fingerprints: training `{data.train_fingerprint[:16]}`, "
+        f"held out `{data.test_fingerprint[:16]}`",
+    ]
+    if silos:
+        sizes = sorted(silos.values())
+        lines.append(f"- {len(sizes)} silos of {sizes[0]:,} to {sizes[-1]:,} examples")
+    return "\n".join(lines)
+
+
+def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    if not scores:
+        return "None: the run was not compared."
+    names = list(dict.fromkeys(name for metrics in scores.values() for name in metrics))
+    rows = [f"| | {' | '.join(names)} |", f"|---{'|---:' * len(names)}|"]
+    for who, metrics in scores.items():
+        cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in names]
+        rows.append(f"| {who} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _settings(config: RunConfig, *, federated: bool) -> str:
+    sections = (*_SECTIONS, "federation") if federated else _SECTIONS
+    tree = config.model_dump(mode="json", include=set(sections))
+    # a silo's or a label's name is content
+    tree["task"].pop("labels", None)
+    tree.get("federation", {}).pop("silo_ranks", None)
+    tree["adapter"].pop("init_from", None)
+    return f"```json\n{json.dumps(tree, indent=2)}\n```"
