@@ -40,12 +40,10 @@ CASES: dict[str, Case] = {
         },
     ),
     "chat": Case(
-        'Rows {"messages", "silo"}: an instruct model learns the assistant\'s turns. The model '
-        "must have a chat template.",
+        'Rows {"messages", "silo"}: a model with a chat template learns the assistant\'s turns. '
+        "Set `model.path` to an instruct model of your own.",
         {
-            "model": {"path": "path/to/instruct-model"},
             "data": {**_FILES, "format": "messages", "columns": {"messages": "messages"}},
-            "training": {"learning_rate": 2e-4},
             "federation": _BY_SILO,
             "output": {"dir": "runs/chat"},
         },

@@ -1,0 +1,487 @@
+"""What can't be run is refused by `simulate` and `train`, and by their dry runs in the same words.
+
+Each case is one fault in a sound run: status 2, one message that names the place, no traceback,
+and not a file more or less than before.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedtune.cli.main import main
+from fedtune.models.base import embedded_folder
+
+ROWS = [
+    {"id": f"r{i}", "prompt": f"Q{i}?", "completion": f"A{i}", "who": f"p{i}", "silo": "ab"[i % 2]}
+    for i in range(12)
+]
+LABELLED = [
+    {"text": f"t{i}", "label": "xy"[i % 2], "silo": "ab"[i // 2 % 2], "who": f"p{i}"}
+    for i in range(12)
+]
+BOTH = ("simulate", "train")
+Setup = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault: what is put on disk, what is set, and what the message must say."""
+
+    name: str
+    says: tuple[str, ...]
+    rows: Any = None
+    settings: tuple[str, ...] = ()
+    setup: Setup | None = None
+    verbs: tuple[str, ...] = BOTH
+    dry: bool = True
+    arguments: tuple[str, ...] = field(default=())
+
+
+def lines(*rows: Any) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def with_row(number: int, **changes: Any) -> bytes:
+    rows = [dict(row) for row in ROWS]
+    rows[number - 1] |= changes
+    return lines(*({k: v for k, v in row.items() if v is not None} for row in rows))
+
+
+def model_without(*names: str) -> Setup:
+    def setup(folder: Path) -> None:
+        shutil.copytree(embedded_folder(), folder / "model")
+        for name in names:
+            (folder / "model" / name).unlink()
+
+    return setup
+
+
+def model_with(name: str, content: bytes) -> Setup:
+    def setup(folder: Path) -> None:
+        shutil.copytree(embedded_folder(), folder / "model")
+        (folder / "model" / name).write_bytes(content)
+
+    return setup
+
+
+def model_cut(folder: Path) -> None:
+    shutil.copytree(embedded_folder(), folder / "model")
+    weights = folder / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def model_without_template(folder: Path) -> None:
+    shutil.copytree(embedded_folder(), folder / "model")
+    path = folder / "model" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["chat_template"]
+    path.write_text(json.dumps(settings))
+
+
+def put(name: str, content: bytes) -> Setup:
+    def setup(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return setup
+
+
+def folder_named(name: str, mode: int = 0o755) -> Setup:
+    def setup(folder: Path) -> None:
+        (folder / name).mkdir(parents=True)
+        (folder / name).chmod(mode)
+
+    return setup
+
+
+MODEL = ("model.path={tmp}/model",)
+CLASSIFY = ("task.name=sequence_classification",)
+CASES = [
+    # data: files
+    Case(
+        "no train file",
+        ("none.jsonl", "no such file"),
+        settings=("data.train_files=[{tmp}/none.jsonl]",),
+    ),
+    Case(
+        "no file fits the pattern",
+        ("*.csv", "matches no file"),
+        settings=("data.train_files=['{tmp}/*.csv']",),
+    ),
+    Case("empty file", ("train.jsonl", "no rows"), rows=b""),
+    Case("blank lines only", ("train.jsonl", "no rows"), rows=b"\n\n"),
+    Case("binary file", ("train.jsonl", "not UTF-8"), rows=b"\xff\xfe\x00\x01\n"),
+    Case(
+        "a folder that is no data set",
+        ("data", "not a `datasets` folder"),
+        settings=("data.train_files=[{tmp}/data]",),
+        setup=folder_named("data"),
+    ),
+    Case(
+        "unknown kind of file",
+        ("train.docx", "unknown kind of file"),
+        settings=("data.train_files=[{tmp}/train.docx]",),
+        setup=put("train.docx", b"PK"),
+    ),
+    Case(
+        "a Parquet file that is none",
+        ("x.parquet", "can't be read"),
+        settings=("data.train_files=[{tmp}/x.parquet]",),
+        setup=put("x.parquet", b"PAR1 not really"),
+    ),
+    Case(
+        "a gzip file that is none",
+        ("x.jsonl.gz", "can't be read"),
+        settings=("data.train_files=[{tmp}/x.jsonl.gz]",),
+        setup=put("x.jsonl.gz", b"no gzip"),
+    ),
+    Case(
+        "a CSV header that repeats a column",
+        ("x.csv:1", "repeats a column"),
+        settings=("data.train_files=[{tmp}/x.csv]",),
+        setup=put("x.csv", b"prompt,prompt\na,b\n"),
+    ),
+    # data: rows
+    Case(
+        "bad JSON in line 3",
+        ("train.jsonl:3", "not JSON"),
+        rows=lines(*ROWS[:2]) + b"{oops\n" + lines(*ROWS[3:]),
+    ),
+    Case("a list in line 1", ("train.jsonl:1", "not an object"), rows=b"[1]\n" + lines(*ROWS)),
+    Case(
+        "a missing completion",
+        ("train.jsonl:5", "`completion` is missing"),
+        rows=with_row(5, completion=None),
+    ),
+    Case("an empty prompt", ("train.jsonl:2", "`prompt` is empty"), rows=with_row(2, prompt=" ")),
+    Case("a number for text", ("train.jsonl:2", "not text"), rows=with_row(2, prompt=7)),
+    Case(
+        "a row without a silo", ("train.jsonl:4", "`silo` is missing"), rows=with_row(4, silo=None)
+    ),
+    Case(
+        "a record id used twice",
+        ("train.jsonl:2", "used by an earlier row"),
+        rows=with_row(2, id="r0"),
+        settings=("data.columns.record_id=id",),
+    ),
+    # data: columns and formats
+    Case(
+        "columns of no format",
+        ("train.jsonl", "fit no format"),
+        rows=lines({"a": "b", "silo": "s"}),
+    ),
+    Case(
+        "a column that isn't there",
+        ("train.jsonl", "data.columns.prompt", "did you mean `prompt`?"),
+        settings=("data.columns.prompt=promt", "data.format=prompt_completion"),
+    ),
+    Case(
+        "no privacy unit column",
+        ("train.jsonl", "data.columns.privacy_unit"),
+        settings=("data.columns.privacy_unit=patient",),
+    ),
+    Case(
+        "no silo column",
+        ("train.jsonl", "federation.partition.column"),
+        settings=("federation.partition.column=ward",),
+    ),
+    Case(
+        "preference rows",
+        ("train.jsonl", "preference data"),
+        rows=lines({"prompt": "p", "chosen": "c", "rejected": "r"}),
+    ),
+    Case("prompts for a classifier", ("train.jsonl", "text_label"), settings=CLASSIFY),
+    Case(
+        "chat for a model without a template",
+        ("template",),
+        rows=lines(
+            *(
+                {
+                    "messages": [
+                        {"role": "user", "content": "q"},
+                        {"role": "assistant", "content": "a"},
+                    ],
+                    "silo": "ab"[i % 2],
+                }
+                for i in range(8)
+            )
+        ),
+        settings=MODEL,
+        setup=model_without_template,
+    ),
+    Case(
+        "a message without a role",
+        ("train.jsonl:1", "role"),
+        rows=lines({"messages": [{"content": "q"}], "silo": "a"}),
+    ),
+    Case(
+        "a label that isn't listed",
+        ("train.jsonl:2", "label `y` is not known", "task.labels"),
+        rows=lines(*LABELLED),
+        settings=(*CLASSIFY, "task.labels=[x, z]"),
+    ),
+    Case(
+        "an empty label",
+        ("train.jsonl:1", "`label` is empty"),
+        rows=lines({**LABELLED[0], "label": ""}, *LABELLED[1:]),
+        settings=CLASSIFY,
+    ),
+    # data: splits and silos
+    Case(
+        "a train file among the test files",
+        ("train.jsonl", "also one of the train files"),
+        settings=("data.test_files=[{tmp}/train.jsonl]",),
+    ),
+    Case(
+        "a privacy unit on both sides",
+        ("data.test_files", "in both"),
+        settings=("data.test_files=[{tmp}/test.jsonl]", "data.columns.privacy_unit=who"),
+        setup=put("test.jsonl", lines(ROWS[0])),
+    ),
+    Case(
+        "test rows of another format",
+        ("data.test_files", "test rows are"),
+        settings=("data.test_files=[{tmp}/test.jsonl]",),
+        setup=put("test.jsonl", lines({"text": "t", "silo": "a"})),
+    ),
+    Case("nothing to hold out", ("data.test_fraction", "no test set"), rows=lines(*ROWS[:2])),
+    Case(
+        "a privacy unit in two silos",
+        ("federation.partition.column", "more than one silo"),
+        rows=with_row(2, who="p0"),
+        settings=("data.columns.privacy_unit=who",),
+        verbs=("simulate",),
+    ),
+    Case(
+        "rows that name no silo",
+        ("federation.partition.column", "name no silo"),
+        settings=("federation.partition.column=null",),
+        verbs=("simulate",),
+    ),
+    Case(
+        "more silos than rows",
+        ("federation.partition.silos", "privacy units"),
+        settings=("federation.partition.by=iid", "federation.partition.silos=50"),
+        verbs=("simulate",),
+    ),
+    Case(
+        "label skew without labels",
+        ("federation.partition.by", "needs labels"),
+        settings=("federation.partition.by=dirichlet", "federation.partition.silos=2"),
+        verbs=("simulate",),
+    ),
+    Case(
+        "a quorum that can't be",
+        ("federation.min_silos",),
+        settings=("federation.min_silos=3",),
+        verbs=("simulate",),
+    ),
+    # model
+    Case("no model folder", ("model.path",), settings=MODEL),
+    Case(
+        "a model folder without a config",
+        ("model.path",),
+        settings=MODEL,
+        setup=model_without("config.json"),
+    ),
+    Case(
+        "a model config that is no JSON",
+        ("model.path",),
+        settings=MODEL,
+        setup=model_with("config.json", b"{oops"),
+    ),
+    Case(
+        "a model of unknown kind",
+        ("model.path",),
+        settings=MODEL,
+        setup=model_with("config.json", b'{"model_type": "nonesuch"}'),
+    ),
+    Case(
+        "no tokenizer",
+        ("model.path",),
+        settings=MODEL,
+        setup=model_without("tokenizer.json", "tokenizer_config.json"),
+    ),
+    Case(
+        "a tokenizer that is no JSON",
+        ("model.path",),
+        settings=MODEL,
+        setup=model_with("tokenizer.json", b"{oops"),
+    ),
+    Case(
+        "no weights",
+        ("model.path",),
+        settings=MODEL,
+        setup=model_without("model.safetensors"),
+        dry=False,
+    ),
+    Case("cut-off weights", ("model.path",), settings=MODEL, setup=model_cut, dry=False),
+    Case(
+        "weights that are none",
+        ("model.path",),
+        settings=MODEL,
+        setup=model_with("model.safetensors", b"x"),
+        dry=False,
+    ),
+    Case(
+        "unknown target modules",
+        ("adapter.target_modules", "nonesuch"),
+        settings=("adapter.target_modules=[nonesuch]",),
+    ),
+    Case(
+        "no saved adapter to start from",
+        ("adapter.init_from",),
+        settings=("adapter.init_from={tmp}/none",),
+    ),
+    # output folder and resume
+    Case("the output folder is a file", ("run", "is a file"), setup=put("run", b"")),
+    Case(
+        "the output folder is below a file",
+        ("taken", "is a file"),
+        settings=("output.dir={tmp}/taken/run",),
+        setup=put("taken", b""),
+    ),
+    Case(
+        "the folder holds another run",
+        ("run", "--resume"),
+        setup=put("run/config.yaml", b"seed: 1\n"),
+    ),
+    Case("nothing to resume", ("run", "no run to resume"), arguments=("--resume",)),
+    Case(
+        "resumed with other settings",
+        ("config.yaml", "other settings"),
+        setup=put("run/config.yaml", b"seed: 1\n"),
+        arguments=("--resume",),
+    ),
+    # command line
+    Case(
+        "a misspelt override",
+        ("command line", "did you mean `training.learning_rate`?"),
+        settings=("training.learning_rat=1",),
+    ),
+    Case(
+        "an override without a value",
+        ("command line", "is not an override"),
+        settings=("training.learning_rate",),
+    ),
+    Case(
+        "an override of the wrong kind",
+        ("command line", "whole number"),
+        settings=("federation.rounds=many",),
+    ),
+    Case(
+        "settings that contradict",
+        ("needs an adapter",),
+        settings=("model.load_in_4bit=true", "adapter.method=full"),
+    ),
+    Case(
+        "a privacy mode of another release",
+        ("privacy.mode", "not in this release"),
+        settings=("privacy.mode=central",),
+    ),
+]
+
+
+def sound_run(folder: Path, case: Case) -> list[str]:
+    """A run without a fault, then the fault; gives the command's arguments but the verb."""
+    rows = lines(*ROWS) if case.rows is None else case.rows
+    (folder / "train.jsonl").write_bytes(rows)
+    settings = {
+        "data": {"source": "files", "train_files": [str(folder / "train.jsonl")]},
+        "training": {"max_steps": 1, "batch_size": 4},
+        "federation": {"rounds": 1, "partition": {"column": "silo"}},
+        "output": {"dir": str(folder / "run")},
+    }
+    (folder / "run.yaml").write_text(json.dumps(settings))
+    if case.setup:
+        case.setup(folder)
+    overrides = [setting.format(tmp=folder) for setting in case.settings]
+    return [str(folder / "run.yaml"), *overrides, *case.arguments]
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    paths = sorted(folder.rglob("*"))
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in paths
+    }
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_fault_is_refused_by_the_run_and_by_its_dry_run(
+    case: Case, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = sound_run(work, case)
+    before = contents(work)
+    for verb in case.verbs:
+        messages = []
+        for more in (["--dry-run"], []) if case.dry else ([],):
+            assert main([verb, *arguments, *more]) == 2
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert err.startswith("fedtune: ")
+            assert err.count("fedtune: ") == 1
+            assert "Traceback" not in err
+            for words in case.says:
+                assert words in err
+            messages.append(err)
+            assert contents(work) == before
+        assert len(set(messages)) == 1
+
+
+def test_there_are_forty_cases_and_without_a_fault_the_run_is_accepted(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(CASES) >= 40
+    arguments = sound_run(work, Case("none", ()))
+    for verb in BOTH:
+        assert main([verb, *arguments, "--dry-run"]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_can_not_be_written_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_named("locked", 0o555)(work)
+    arguments = [*sound_run(work, Case("none", ())), f"output.dir={work}/locked/run"]
+    for verb in BOTH:
+        for more in (["--dry-run"], []):
+            assert main([verb, *arguments, *more]) == 2
+            assert "locked: can't be written" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused_by_resume_and_its_dry_run(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, pattern in (("simulate", "round-*"), ("train", "step-*")):
+        arguments = [*sound_run(work, Case("none", ())), f"output.dir={work / verb}"]
+        assert main([verb, *arguments]) == 0
+        capsys.readouterr()
+        assert main([verb, *arguments, "--resume", "seed=5"]) == 2
+        assert "seed: 0 then, 5 now" in capsys.readouterr().err
+        latest = sorted((work / verb / "checkpoints").glob(pattern))[-1]
+        state = next(latest.glob("[as]*.safetensors"))
+        state.write_bytes(state.read_bytes()[:-4] + b"\0\0\0\0")
+        before = contents(work)
+        for more in (["--dry-run"], []):
+            capsys.readouterr()
+            assert main([verb, *arguments, "--resume", *more]) == 2
+            err = capsys.readouterr().err
+            assert "damaged" in err
+            assert str(latest) in err
+            assert contents(work) == before
