@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fedtune_simulations.dry_run import FederatedDryRun
 
     from fedtune.reports.dry_run import DryRun, ShownExample
+    from fedtune.reports.memory import MemoryEstimate
 
 _BAR = {True: "learned     | ", False: "not learned | "}
 
@@ -37,8 +38,7 @@ def tell(run: "DryRun", federated: "FederatedDryRun | None" = None, *, as_json: 
         _tell_federation(federated)
     else:
         print(f"steps: {run.steps:,}")
-    parts = ", ".join(f"{name} {decimal(size)}" for name, size in asdict(run.memory).items())
-    print(f"memory at the peak of a step: {decimal(run.memory.total)} ({parts})")
+    _tell_memory(run.memory)
     _tell_example(run.example)
 
 
@@ -50,6 +50,14 @@ def _tell_federation(plan: "FederatedDryRun") -> None:
         f"bytes a round: {decimal(plan.bytes_down_a_round)} down, "
         f"{decimal(plan.bytes_up_a_round)} up; {decimal(plan.bytes_all_rounds)} in all rounds"
     )
+
+
+def _tell_memory(memory: "MemoryEstimate") -> None:
+    sizes = {name: size for name, size in asdict(memory).items() if isinstance(size, int)}
+    parts = ", ".join(f"{name} {decimal(size)}" for name, size in sizes.items())
+    print(f"memory at the peak of a step: {decimal(memory.total)} ({parts})")
+    if memory.unknown:
+        print(f"  and activations, unknown for this model ({memory.unknown})")
 
 
 def _tell_example(example: "ShownExample") -> None:

@@ -112,6 +112,11 @@ class TaskConfig(Section):
         description="sequence_classification: label names in order; empty: sorted from the data.",
     )
 
+    @property
+    def head(self) -> Literal["causal_lm", "sequence_classification"]:
+        """The kind of model that the task trains: one that says the next token, or one class."""
+        return "sequence_classification" if self.name == "sequence_classification" else "causal_lm"
+
 
 class AdapterConfig(Section):
     """What is trained on top of the base model."""

@@ -106,7 +106,7 @@ def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = Fa
     if silo_optional and silo not in columns:
         silo = None
     data = _embedded_data(config) if config.data.source == "embedded" else config.data
-    task = config.task.name
+    task = config.task.head
     return find_layout(sample, columns, data, task=task, silo=silo, where=source.shown)
 
 
@@ -151,7 +151,7 @@ def _embedded_data(config: RunConfig) -> DataConfig:
     """Notes have the columns of every format: without a wish, the task decides."""
     data, columns = config.data, config.data.columns
     if data.format == "auto":
-        classify = config.task.name == "sequence_classification"
+        classify = config.task.head == "sequence_classification"
         data = data.model_copy(update={"format": "text_label" if classify else "prompt_completion"})
     identity = {
         "record_id": columns.record_id or "record_id",

@@ -83,7 +83,7 @@ def _run(folder: Path, with_adapter: bool) -> Loaded:
         loaded = _whole(adapter, config.model.model_copy(update={"path": str(adapter)}))
     else:
         labels = labels_of_model(adapter) if _classifies(adapter) else ()
-        loaded = _bare(adapter, config.model, config.task.name, labels)
+        loaded = _bare(adapter, config.model, config.task.head, labels)
     return replace(loaded, config=config)
 
 

@@ -186,7 +186,7 @@ def _model(config: RunConfig) -> str:
 
     # a classifier's head is made anew: two labels stand in for the data's
     labels = config.task.labels or ["a", "b"]
-    base = load_base(config.model, config.task.name, labels, seed=config.seed)
+    base = load_base(config.model, config.task.head, labels, seed=config.seed)
     count = sum(p.numel() for p in base.model.parameters())
     kind = type(base.model).__name__
     return f"{config.model.path}: {kind}, {count:,} parameters, {len(base.tokenizer):,} tokens"

@@ -15,6 +15,7 @@ from fedtune.models.outline import load_outline
 from fedtune.reports.memory import MemoryEstimate, estimate_memory
 from fedtune.tasks import build_task
 from fedtune.tasks.encoding import EncodedSet, encode_examples
+from fedtune.tasks.packing import check_window
 from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
 from fedtune.training.checkpoints import CheckpointFolder
@@ -94,11 +95,13 @@ def outline(config: RunConfig) -> Outline:
     """Read the data, and the model's config and tokenizer; attach the adapter to shapes."""
     splits = load_splits(config)
     labels = config.task.labels or splits.labels
-    base = load_outline(config.model, config.task.name, labels)
+    base = load_outline(config.model, config.task.head, labels)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
     with torch.device("meta"):
-        model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.name)
+        model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.head)
+    if config.task.packing:
+        check_window(model.config, config.task.max_length)
     return Outline(config, splits, labels, base.tokenizer, task, model, train, test)
 
 

@@ -29,20 +29,24 @@ _NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at the peak of a training step, by what they hold."""
+    """Bytes at the peak of a training step, by what they hold.
+
+    `activations` is None, and `unknown` says why, when the model's code needs real numbers.
+    """
 
     weights: int
     adapter: int
     gradients: int
     optimizer: int
     copies: int
-    activations: int
+    activations: int | None
+    unknown: str | None = None
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All that is known of it."""
         parts = self.weights, self.adapter, self.gradients, self.optimizer, self.copies
-        return sum(parts) + self.activations
+        return sum(parts) + (self.activations or 0)
 
 
 def estimate_memory(
@@ -52,6 +56,11 @@ def estimate_memory(
 
     `copies` is how many float32 copies of what is trained the run keeps beside the model.
     """
+    activations, unknown = None, None
+    try:
+        activations = _activations(model, task, config, batch)
+    except Exception as error:  # a model's own code may ask a fake tensor for its numbers
+        unknown = f"{type(error).__name__}: {error}".splitlines()[0]
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     moments = {"adamw": 2, "sgd": 1 if config.training.momentum else 0}
     return MemoryEstimate(
@@ -60,7 +69,8 @@ def estimate_memory(
         gradients=trained,
         optimizer=moments[config.training.optimizer] * trained,
         copies=copies * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad),
-        activations=_activations(model, task, config, batch),
+        activations=activations,
+        unknown=unknown,
     )
 
 

@@ -93,12 +93,9 @@ def forward_packed(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 def check_packing(model: Any, max_length: int) -> None:
     """Raises InputError unless the model reads packed examples as it would read them apart.
 
-    Tried on two short texts. A model that attends to a window of its own would lose it to our mask.
+    Tried on two short texts.
     """
-    windows = (getattr(model.config, n, None) for n in ("sliding_window", "attention_chunk_size"))
-    for window in windows:
-        if window and window < max_length:
-            raise _refusal(f"the model attends to a window of {window} tokens")
+    check_window(model.config, max_length)
     texts = [[i % model.config.vocab_size for i in ids] for ids in (range(3, 12), range(20, 27))]
     try:
         with torch.no_grad(), evaluating(model):
@@ -110,6 +107,14 @@ def check_packing(model: Any, max_length: int) -> None:
         same, problem = False, f"the model can't read packed examples ({error})"
     if not same:
         raise _refusal(problem)
+
+
+def check_window(config: Any, max_length: int) -> None:
+    """Raises InputError if the model attends to a window of its own: our mask would lose it."""
+    for name in ("sliding_window", "attention_chunk_size"):
+        window = getattr(config, name, None)
+        if window and window < max_length:
+            raise _refusal(f"the model attends to a window of {window} tokens")
 
 
 def _refusal(problem: str) -> InputError:

@@ -35,11 +35,11 @@ def prepare(config: RunConfig) -> Prepared:
     splits = load_splits(config)
     labels = config.task.labels or splits.labels
     where = processes.device()
-    base = load_base(config.model, config.task.name, labels, seed=config.seed)
+    base = load_base(config.model, config.task.head, labels, seed=config.seed)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = (encode_examples(task, rows) for rows in (splits.train, splits.test))
     model = attach_adapter(
-        base.model.to(where), config.adapter, seed=config.seed, task=config.task.name
+        base.model.to(where), config.adapter, seed=config.seed, task=config.task.head
     )
     if config.task.packing:
         check_packing(model, config.task.max_length)

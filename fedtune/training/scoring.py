@@ -54,7 +54,7 @@ def _settings(folder: Path, loaded: Loaded, config: RunConfig | None) -> RunConf
             where=folder,
             mend="give a config file with `--config`",
         )
-    if config.task.name != loaded.task:
+    if config.task.head != loaded.task:
         raise InputError(
             f"the model is made for {loaded.task}, the config for {config.task.name}",
             where="task.name",

@@ -125,7 +125,35 @@ def test_memory_grows_with_what_it_should(
     assert full["weights"] < 1000 < lora["weights"]
     halves = memory("training.micro_batch_size=2")["activations"] / lora["activations"]
     assert 0.4 < halves < 0.6
-    assert lora["total"] == sum(size for name, size in lora.items() if name != "total")
+    assert lora["unknown"] is None
+    assert lora["total"] == sum(v for k, v in lora.items() if k not in ("total", "unknown"))
+
+
+def test_a_model_that_needs_real_numbers_has_unknown_activations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(self: object, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise ValueError(f"not {float(batch['input_ids'].sum())}")
+
+    monkeypatch.setattr("fedtune.tasks.causal_lm.CausalLm.losses", losses)
+    memory = dry(capsys, config_file(tmp_path))["run"]["memory"]
+    assert memory["activations"] is None
+    assert memory["unknown"]
+    assert main(["simulate", str(config_file(tmp_path)), "--dry-run"]) == 0
+    assert "activations, unknown for this model" in capsys.readouterr().out
+
+
+def test_a_window_of_attention_smaller_than_a_packed_row_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED, model)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "sliding_window": 8}))
+    path = config_file(tmp_path, model={"path": str(model)}, task={"packing": True})
+    for more in (["--dry-run"], []):
+        assert main(["train", str(path), *more]) == 2
+        assert "task.packing: the model attends to a window" in capsys.readouterr().err
 
 
 def test_weights_in_4_bit_take_a_little_over_half_a_byte() -> None:
