@@ -12,7 +12,7 @@ import statistics
 import time
 
 import torch
-from fedtune_client.app import LocalUpdate, make_client_app
+from fedtune_client.app import Instruction, LocalUpdate, make_client_app
 from fedtune_server.rounds import RunPlan, run_rounds
 from fedtune_simulations.grid import InProcessGrid
 
@@ -35,7 +35,7 @@ class Ready:
         self.delta, self.spec = delta, delta.spec
         self.copies: list[float] = []
 
-    def train(self, received: TensorSet, round_number: int) -> LocalUpdate:
+    def train(self, told: Instruction) -> LocalUpdate:
         began = time.perf_counter()
         self.delta.to_wire()
         self.copies.append(time.perf_counter() - began)

@@ -7,9 +7,22 @@ from typing import Protocol
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedtune.aggregation.lora_names import residual_spec
 from fedtune.tensors import Spec, TensorSet
 
 _MAX_ROUND = 100_000
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What a silo is told. `adapter` is trained from; `residual` acts beside it, frozen.
+
+    Both are views of the message's bytes.
+    """
+
+    adapter: TensorSet
+    round: int
+    residual: TensorSet = field(default_factory=lambda: TensorSet({}))
 
 
 @dataclass(frozen=True)
@@ -32,24 +45,34 @@ class Silo(Protocol):
     def run_hash(self) -> str:
         """The only run that it takes part in."""
 
-    def train(self, received: TensorSet, round_number: int) -> LocalUpdate:
-        """Train from `received`; a pure function of its arguments and the silo's data."""
+    def train(self, told: Instruction) -> LocalUpdate:
+        """Train as told; a pure function of the instruction and the silo's data."""
 
 
-def make_client_app(load_silo: Callable[[Context], Silo]) -> ClientApp:
-    """A ClientApp that answers `train` messages with the silo that `load_silo` gives."""
+def _configured_name(context: Context) -> str:
+    return str(context.node_config["silo"])
+
+
+def make_client_app(
+    load_silo: Callable[[Context], Silo], name_of: Callable[[Context], str] = _configured_name
+) -> ClientApp:
+    """A ClientApp that answers `train` with the silo of `load_silo`, `query` with its name."""
     app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        name = ConfigRecord({"name": name_of(context)})
+        return Message(RecordDict({"silo": name}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         silo = load_silo(context)
-        received, number = read_instruction(message, silo.spec, silo.run_hash)
-        return reply(message, silo.train(received, number))
+        return reply(message, silo.train(read_instruction(message, silo.spec, silo.run_hash)))
 
     return app
 
 
-def read_instruction(message: Message, expected: Spec, run_hash: str) -> tuple[TensorSet, int]:
+def read_instruction(message: Message, expected: Spec, run_hash: str) -> Instruction:
     """Parse an untrusted instruction. Raises ValueError unless it is of this run and spec."""
     # not by `content.array_records`: its cycle keeps the bytes until the next collection
     records = [message.content.get(name) for name in ("state", "layout", "round")]
@@ -67,7 +90,19 @@ def read_instruction(message: Message, expected: Spec, run_hash: str) -> tuple[T
         raise ValueError("the instruction is of a run with other settings")
     if type(number) is not int or not 1 <= number <= _MAX_ROUND:
         raise ValueError(f"round is {number!r}, want 1 to {_MAX_ROUND}")
-    return TensorSet.from_wire(layout, state["tensors"], expected), number
+    adapter = TensorSet.from_wire(layout, state["tensors"], expected)
+    return Instruction(adapter, number, _residual(message, expected))
+
+
+def _residual(message: Message, adapter: Spec) -> TensorSet:
+    array, layout = (message.content.get(name) for name in ("residual", "residual_layout"))
+    if array is None and layout is None:
+        return TensorSet({})
+    if not (isinstance(array, ArrayRecord) and isinstance(layout, ConfigRecord)):
+        raise ValueError("the residual is not an array and its layout")
+    if list(array) != ["tensors"]:
+        raise ValueError("the residual is not one array")
+    return TensorSet.from_wire(layout, array["tensors"], residual_spec(adapter, layout))
 
 
 def reply(message: Message, update: LocalUpdate) -> Message:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtune.aggregation.rules import GlobalState
+from fedtune.aggregation.rule import GlobalState
 from fedtune.atomic import new_folder
 from fedtune.errors import InputError
 from fedtune.tensors import TensorSet

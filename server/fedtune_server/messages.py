@@ -22,16 +22,23 @@ class Update:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def instruction(state: TensorSet, round_number: int, run_hash: str) -> RecordDict:
-    """The content of a `train` message: the state's tensors, and the round."""
+def instruction(
+    state: TensorSet, round_number: int, run_hash: str, residual: TensorSet | None = None
+) -> RecordDict:
+    """The content of a `train` message: the state's tensors, the residual if any, and the round."""
     layout, array = state.to_wire()
-    return RecordDict(
+    content = RecordDict(
         {
             "state": ArrayRecord({"tensors": Array(*array)}),
             "layout": ConfigRecord({**layout}),
             "round": ConfigRecord({"number": round_number, "run_hash": run_hash}),
         }
     )
+    if residual:
+        layout, array = residual.to_wire()
+        content["residual"] = ArrayRecord({"tensors": Array(*array)})
+        content["residual_layout"] = ConfigRecord({**layout})
+    return content
 
 
 def tensors_in(content: RecordDict, spec: Spec) -> TensorSet:

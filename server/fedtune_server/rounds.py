@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from fedtune.aggregation.rules import Fold, GlobalState, Rule
+from fedtune.aggregation.rule import Fold, GlobalState, Rule
 from fedtune.config.schema import FederationConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.tensors import TensorSet
@@ -129,7 +129,7 @@ def _publish(
         group = rule.group_of(silo)
         if group not in made:
             received = rule.received_by(group, state)
-            content = instruction(received, number, plan.run_hash)
+            content = instruction(received, number, plan.run_hash, state.residual)
             made[group] = content, received.spec
             if received is state.adapter:
                 adapter = tensors_in(content, received.spec)

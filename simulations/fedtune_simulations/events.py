@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedtune.training.events import Event, StepDone
+from fedtune.training.events import Listener as TrainingListener
+
 
 @dataclass(frozen=True)
 class Working:
@@ -15,3 +18,17 @@ class Working:
 
 
 Listener = Callable[[Working], None]
+
+
+def steps_of(
+    listener: Listener | None, round_number: int | None, who: str
+) -> list[TrainingListener]:
+    """A trainer's listeners: none, or one that tells `listener` who does which step."""
+    if listener is None:
+        return []
+
+    def told(event: Event) -> None:
+        if isinstance(event, StepDone):
+            listener(Working(round_number, who, event.step, event.steps))
+
+    return [told]

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from fedtune.aggregation.fedex import FedEx
 from fedtune.aggregation.lora import LowRank, fedex, mean_of_products, shrink, truncate
-from fedtune.aggregation.rules import SvdMean, build_rule, lora_pairs
-from fedtune.config.schema import RunConfig
+from fedtune.aggregation.lora_names import lora_pairs, residual_spec
+from fedtune.aggregation.rule import GlobalState
+from fedtune.aggregation.svd import SvdMean
 from fedtune.errors import InputError
 from fedtune.tensors import TensorSet
 
@@ -130,11 +132,54 @@ def test_a_smaller_silo_receives_the_leading_part():
     "names", [["q.lora_A.weight"], ["q.lora_embedding_A", "p.lora_A", "p.lora_B"], ["head"]]
 )
 def test_what_cannot_be_paired_is_refused(names: list[str]):
-    with pytest.raises(ValueError, match="not pairs"):
-        lora_pairs(TensorSet({name: torch.zeros(2, 2) for name in names}))
+    with pytest.raises(InputError, match="not pairs"):
+        lora_pairs(tuple((name, (2, 2)) for name in sorted(names)))
 
 
-def test_fedex_is_refused_until_it_is_whole():
-    config = RunConfig.model_validate({"federation": {"aggregation": "fedex"}})
-    with pytest.raises(InputError, match="not available yet"):
-        build_rule(config)
+def test_fedex_acts_as_the_mean_of_what_acted_in_the_silos_round_after_round():
+    rule, scale = FedEx(2.0), 2.0
+    state = rule.start(adapter(2))
+    for number in (1, 2, 3):
+        fold, acts = rule.fold(state), []
+        for silo, weight in (("a", 1.0), ("b", 3.0), ("c", 2.0)):
+            delta = state.adapter.map(torch.randn_like)
+            fold.add(silo, delta, weight)
+            acts.append(weight * (effect(state.adapter + delta, scale) + residual_of(state)))
+        state = fold.result()
+        wanted = sum(acts) / 6
+        assert torch.allclose(effect(state.adapter, scale) + residual_of(state), wanted, atol=1e-4)
+        # two of three silos differ from the mean, at rank 2 each; a 6 x 5 matrix has rank 5
+        assert state.residual["q.lora_A.weight"].shape[0] == min(4 * number, 5)
+
+
+def residual_of(state: GlobalState) -> torch.Tensor:
+    return effect(state.residual, 1.0) if len(state.residual) else torch.zeros(6, 5).double()
+
+
+SPEC = adapter(2).spec
+NAMES = ["q.lora_A.weight", "q.lora_B.weight"]
+
+
+def test_a_residual_may_have_any_rank_that_its_matrix_can_have():
+    for rank in (1, 5):
+        layout = {"names": NAMES, "shapes": [f"{rank}x5", f"6x{rank}"]}
+        assert residual_spec(SPEC, layout) == ((NAMES[0], (rank, 5)), (NAMES[1], (6, rank)))
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({}, "no list of names"),
+        ({"names": NAMES, "shapes": ["1x5"]}, "no list of names"),
+        ({"names": NAMES[1:], "shapes": ["6x1"]}, "None, want a rank"),
+        ({"names": NAMES, "shapes": ["6x5", "6x6"]}, "want a rank from 1 to 5"),
+        ({"names": NAMES, "shapes": ["0x5", "6x0"]}, "want a rank"),
+        ({"names": NAMES, "shapes": ["-1x5", "6x-1"]}, "want a rank"),
+        ({"names": NAMES, "shapes": ["1x6", "6x1"]}, "want a rank"),
+        ({"names": NAMES, "shapes": ["99999999999x5", "6x1"]}, "want a rank"),
+        ({"names": NAMES, "shapes": [15, "6x1"]}, "want a rank"),
+    ],
+)
+def test_a_hostile_residual_is_refused(layout: dict[str, list[str]], message: str):
+    with pytest.raises(ValueError, match=message):
+        residual_spec(SPEC, layout)

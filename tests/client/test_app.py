@@ -29,10 +29,10 @@ def message(array: Array, settings: dict[str, Any]) -> Message:
 
 
 def test_a_good_instruction_is_read():
-    state, number = read_instruction(
+    told = read_instruction(
         message(Array(*GOOD), {"number": 3, "run_hash": "run"}), STATE.spec, "run"
     )
-    assert (state.digest(), number) == (STATE.digest(), 3)
+    assert (told.adapter.digest(), told.round, len(told.residual)) == (STATE.digest(), 3, 0)
 
 
 @pytest.mark.parametrize(

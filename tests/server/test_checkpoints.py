@@ -6,7 +6,7 @@ import pytest
 import torch
 from fedtune_server.checkpoints import Checkpoint, load_latest, save_checkpoint
 
-from fedtune.aggregation.rules import GlobalState
+from fedtune.aggregation.rule import GlobalState
 from fedtune.errors import InputError
 from fedtune.tensors import TensorSet
 

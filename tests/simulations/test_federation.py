@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from fedtune_client.app import LocalUpdate, make_client_app
+from fedtune_client.app import Instruction, LocalUpdate, make_client_app
 from fedtune_server.messages import instruction
 from fedtune_server.reports import RoundReport
 from fedtune_server.rounds import RunPlan, run_rounds, sample_silos
 from fedtune_simulations.grid import InProcessGrid
 from flwr.app import Context
 
-from fedtune.aggregation.rules import FedAvg, GlobalState
+from fedtune.aggregation.rule import GlobalState
+from fedtune.aggregation.rules import FedAvg
 from fedtune.config.schema import FederationConfig, ServerOptimizerConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.tensors import Spec, TensorSet
@@ -39,12 +40,14 @@ class LeastSquares:
         self.y = torch.randn(SIZES[name], generator=generator)
         self.steps = steps
 
-    def train(self, received: TensorSet, round_number: int) -> LocalUpdate:
-        weights = received["w"]
+    def train(self, told: Instruction) -> LocalUpdate:
+        weights = told.adapter["w"]
         for _ in range(self.steps):
             weights = sgd(weights, self.x, self.y)
         loss = float((self.x @ weights - self.y).square().mean())
-        return LocalUpdate(TensorSet({"w": weights - received["w"]}), len(self.x), {"loss": loss})
+        return LocalUpdate(
+            TensorSet({"w": weights - told.adapter["w"]}), len(self.x), {"loss": loss}
+        )
 
 
 class Killed(BaseException):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedtune_simulations.simulate import prepare, simulate
+from fedtune_server.reports import RoundReport
+from fedtune_simulations.setting import SimulatedSilo, prepare
+from fedtune_simulations.simulate import simulate
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -14,6 +16,7 @@ from fedtune.cli.main import main
 from fedtune.config.schema import RunConfig
 from fedtune.models.adapters import read_state
 from fedtune.models.base import load_base
+from fedtune.tasks.evaluation import evaluate
 from fedtune.training.trainer import Trainer
 
 SMALL = {
@@ -105,7 +108,7 @@ def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_p
         }
     )
     simulate(settings, tmp_path / "run", compare=False)
-    setting, _ = prepare(settings)
+    setting = prepare(settings)
     pooled = [example for data in setting.silos.values() for example in data]
     Trainer(setting.task, settings.training, seed=0).fit(setting.model, pooled)
     central = read_state(setting.model)
@@ -119,8 +122,7 @@ def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_p
     ("setting", "field"),
     [
         ("federation.min_silos=9", "federation.min_silos"),
-        ("federation.engine=ray", "federation.engine"),
-        ("federation.aggregation=fedex", "federation.aggregation"),
+        ("federation.silo_ranks={x: 2}; federation.aggregation=svd", "federation.silo_ranks.x"),
         ("adapter.init_from=/nothing/here", "adapter.init_from"),
         ("training.save_steps=5", "training.save_steps"),
         ("model.path=/nothing/here", "model.path"),
@@ -129,6 +131,75 @@ def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_p
 def test_what_can_not_be_done_is_refused_before_anything_is_written(
     setting: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(tmp_path / "run", setting) == 2
+    assert run(tmp_path / "run", *setting.split("; ")) == 2
     assert capsys.readouterr().err.startswith(f"fedtune: {field}")
     assert not (tmp_path / "run").exists()
+
+
+def test_resuming_over_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [{"text": f"word {i} of silo {i % 2}", "silo": "ab"[i % 2]} for i in range(24)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = (
+        f"data={{source: files, train_files: [{data}]}}",
+        "federation.partition.column=silo",
+        "federation.rounds=1",
+        "--no-compare",
+    )
+    assert run(tmp_path / "run", *given) == 0
+    data.write_text(data.read_text().replace("word 3", "worse 3"))
+    assert run(tmp_path / "run", *given, "--resume") == 2
+    assert "partition.json: the partition was made for other data" in capsys.readouterr().err
+
+
+def test_fedex_the_saved_adapter_is_what_the_run_scored_and_resume_is_bit_equal(tmp_path: Path):
+    given = {**SMALL, "federation": {"rounds": 3, "aggregation": "fedex"}}
+    settings = RunConfig.model_validate(given)
+
+    def stop(report: RoundReport) -> None:
+        if report.round == 2:
+            raise KeyboardInterrupt
+
+    whole = simulate(settings, tmp_path / "whole", compare=False)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(settings, tmp_path / "cut", compare=False, on_round=stop)
+    simulate(settings, tmp_path / "cut", compare=False, resume=True)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    loaded = PeftModel.from_pretrained(
+        load_base(RunConfig().model, "causal_lm").model, tmp_path / "whole/adapter"
+    )
+    setting = prepare(settings)
+    scores = evaluate(setting.task, loaded, setting.test, 32)
+    assert scores["loss"] == pytest.approx(whole.rounds[-1].loss, abs=1e-5)
+    assert whole.rounds[1].bytes_down > 2 * whole.rounds[0].bytes_down  # the residual travels
+    assert whole.rounds[1].bytes_up == whole.rounds[0].bytes_up
+
+
+def test_svd_silos_train_the_rank_that_was_asked_over_one_base(tmp_path: Path):
+    given = {
+        **SMALL,
+        "federation": {
+            "rounds": 2,
+            "aggregation": "svd",
+            "partition": {"by": "iid", "silos": 3},
+            "silo_ranks": {"silo-1": 2, "silo-2": 8},
+        },
+    }
+    settings = RunConfig.model_validate(given)
+    setting = prepare(settings)
+    ranks = {}
+    for name in setting.silos:
+        spec = SimulatedSilo(name, setting).spec
+        ranks[name] = {shape[0] for tensor, shape in spec if "lora_A" in tensor}
+    assert ranks == {"silo-0": {8}, "silo-1": {2}, "silo-2": {8}}
+    frozen = [
+        {p.data_ptr() for p in model.parameters() if not p.requires_grad}
+        for model in (setting.model, setting.model_of("silo-1"))
+    ]
+    assert frozen[0] == frozen[1]
+    assert setting.model_of("silo-2") is setting.model
+    result = simulate(settings, tmp_path / "run", compare=False)
+    sent = result.rounds[0].bytes_up
+    assert sent == pytest.approx(read_state(setting.model).payload_bytes * (2 + 2 / 8), rel=0.01)
+    # the adapter's effect is the truncation of the exact mean of what silos trained
+    assert {t.shape[0] for n, t in weights(tmp_path / "run").items() if "lora_A" in n} == {8}

@@ -1,0 +1,66 @@
+"""Which Flower node is which silo: each node is asked for its name, until a deadline."""
+
+import time
+from collections.abc import Collection
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedtune.errors import RunFailedError
+
+_LONGEST_NAME = 200
+_KEPT_SECONDS = 600.0
+
+
+def find_silos(
+    grid: Grid,
+    wanted: Collection[str],
+    *,
+    min_silos: int,
+    timeout_seconds: float,
+    poll_seconds: float,
+) -> dict[str, int]:
+    """The node of each silo in `wanted`, as soon as all have answered or at the deadline.
+
+    A node that names no silo, or one that isn't wanted, is left out. Raises RunFailedError when
+    two nodes give the same name, or fewer than `min_silos` are there at the deadline.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    asked: dict[str, int] = {}
+    seen: set[int] = set()
+    found: dict[str, int] = {}
+    while True:
+        over = time.monotonic() >= deadline
+        fresh = [node for node in grid.get_node_ids() if node not in seen]
+        seen.update(fresh)
+        for node in fresh:
+            asked |= dict.fromkeys(grid.push_messages([_question(node, timeout_seconds)]), node)
+        for reply in grid.pull_messages(list(asked)) if asked else ():
+            node = asked.pop(str(reply.metadata.reply_to_message_id))
+            name = _name(reply)
+            if name in found:
+                raise RunFailedError(f"two nodes say that they are the silo `{name}`")
+            if name in wanted:
+                found[name] = node
+        if over or len(found) == len(wanted):
+            break
+        time.sleep(max(0.0, min(poll_seconds, deadline - time.monotonic())))
+    if len(found) < min_silos:
+        raise RunFailedError(
+            f"{len(found)} silos were there after {timeout_seconds:.0f} s, "
+            f"`federation.min_silos` is {min_silos} ({', '.join(sorted(found)) or 'none'})"
+        )
+    return dict(sorted(found.items()))
+
+
+def _question(node: int, timeout_seconds: float) -> Message:
+    return Message(RecordDict(), node, "query", ttl=timeout_seconds + _KEPT_SECONDS)
+
+
+def _name(reply: Message) -> str | None:
+    """The name in an untrusted reply, or None."""
+    record = None if reply.has_error() else reply.content.get("silo")
+    name = record.get("name") if isinstance(record, ConfigRecord) else None
+    if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_NAME:
+        return None
+    return name

@@ -1,0 +1,49 @@
+"""Where a simulation's silos run: one after another in this process, or as Ray's workers."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+
+from fedtune_client.app import make_client_app
+from fedtune_server.reports import RoundReport
+from flwr.serverapp import Grid
+
+from fedtune.aggregation.rule import GlobalState
+from fedtune.config.schema import RunConfig
+from fedtune.errors import InputError
+from fedtune_simulations.events import Listener
+from fedtune_simulations.grid import InProcessGrid
+from fedtune_simulations.setting import Setting, SimulatedSilo
+
+Outcome = tuple[GlobalState, list[RoundReport]]
+Coordinate = Callable[[Grid, Mapping[str, int], float], Outcome]
+"""The coordinator: given a grid, the node of each silo, and how often to ask (seconds)."""
+Engine = Callable[[Setting, Listener | None, Coordinate], Outcome]
+
+
+def engine_of(config: RunConfig) -> Engine:
+    """The engine that `federation.engine` names."""
+    if config.federation.engine == "ray":
+        from fedtune_simulations.ray_engine import on_ray
+
+        return on_ray
+    return in_process
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raise InputError when the engine's package isn't installed."""
+    if config.federation.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "`ray` is not installed",
+            where="federation.engine",
+            mend="pip install 'fedtune[ray]', or set it to `inprocess`",
+        )
+
+
+def in_process(setting: Setting, on_work: Listener | None, coordinate: Coordinate) -> Outcome:
+    """One silo after another, each with the memory of one."""
+    app = make_client_app(
+        lambda context: SimulatedSilo(str(context.node_config["silo"]), setting, on_work)
+    )
+    timeout = setting.config.federation.round_timeout_seconds
+    grid = InProcessGrid(app, setting.silos, timeout)
+    return coordinate(grid, grid.nodes, 0.0)

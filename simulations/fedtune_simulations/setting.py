@@ -1,0 +1,132 @@
+"""What a simulation loads once, and the silos that borrow it in turn."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedtune_client.app import Instruction, LocalUpdate
+
+from fedtune.aggregation.rule import GlobalState
+from fedtune.config.schema import RunConfig
+from fedtune.data.load import Splits
+from fedtune.data.partition import Partition, partition
+from fedtune.errors import InputError
+from fedtune.models.adapters import attach_adapter, read_state, write_state
+from fedtune.models.residual import residual_added
+from fedtune.models.twin import bare_twin
+from fedtune.tasks.evaluation import evaluate
+from fedtune.tasks.task import Encoded, Task
+from fedtune.tensors import Spec
+from fedtune.training.prepare import prepare as prepare_training
+from fedtune.training.trainer import Trainer
+from fedtune_simulations.events import Listener, steps_of
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a run needs, loaded once: the adapted model is shared by every silo.
+
+    `smaller` are models with adapters of lower rank over the same base weights, by rank.
+    `pooled` is the silos' examples one silo after another, `test` what is held out; `partition`
+    divides the train rows of `splits`.
+    """
+
+    config: RunConfig
+    model: Any
+    smaller: Mapping[int, Any]
+    tokenizer: Any
+    task: Task
+    silos: Mapping[str, Sequence[Encoded]]
+    pooled: Sequence[Encoded]
+    test: Sequence[Encoded]
+    splits: Splits
+    partition: Partition
+
+    def model_of(self, silo: str) -> Any:
+        """The model that `silo` trains."""
+        return self.smaller.get(self.config.federation.silo_ranks.get(silo, 0), self.model)
+
+    def score(self, state: GlobalState) -> dict[str, float]:
+        """Metrics of `state` on the held-out test set."""
+        write_state(self.model, state.adapter)
+        with residual_added(self.model, state.residual):
+            return evaluate(self.task, self.model, self.test, EVALUATION_BATCH)
+
+
+@dataclass(frozen=True)
+class SimulatedSilo:
+    """A silo that borrows a shared model for the time of its training."""
+
+    name: str
+    setting: Setting
+    listener: Listener | None = None
+
+    @property
+    def run_hash(self) -> str:
+        """The run it takes part in."""
+        return self.setting.config.hash
+
+    @property
+    def spec(self) -> Spec:
+        """Names and shapes of the adapter that it trains."""
+        return read_state(self.setting.model_of(self.name)).spec
+
+    def train(self, told: Instruction) -> LocalUpdate:
+        """Train as told; depends on seed, name, round and data only."""
+        setting, model = self.setting, self.setting.model_of(self.name)
+        write_state(model, told.adapter)
+        seed = silo_seed(setting.config.seed, self.name, told.round)
+        heard = steps_of(self.listener, told.round, self.name)
+        trainer = Trainer(setting.task, setting.config.training, seed=seed, listeners=heard)
+        mu = setting.config.federation.proximal_mu
+        with residual_added(model, told.residual):
+            result = trainer.fit(model, setting.silos[self.name], proximal_mu=mu)
+        return LocalUpdate(result.delta, result.examples, {"loss": result.loss})
+
+
+def prepare(config: RunConfig) -> Setting:
+    """Load data and model, once. Raises InputError on what can't be used."""
+    ready = prepare_training(config)
+    chosen = partition(ready.splits.train, config.federation.partition, config.seed)
+    _check_ranks(config, chosen)
+    return Setting(
+        config=config,
+        model=ready.model,
+        smaller={rank: _smaller(ready.model, config, rank) for rank in _ranks(config)},
+        tokenizer=ready.tokenizer,
+        task=ready.task,
+        silos={name: ready.train.select(rows) for name, rows in chosen.items()},
+        pooled=ready.train.select([row for rows in chosen.values() for row in rows]),
+        test=ready.test,
+        splits=ready.splits,
+        partition=chosen,
+    )
+
+
+def silo_seed(seed: int, silo: str, round_number: int) -> int:
+    """A seed for one silo's training in one round."""
+    digest = hashlib.sha256(json.dumps([seed, silo, round_number]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _check_ranks(config: RunConfig, silos: Mapping[str, object]) -> None:
+    unknown = sorted({*config.federation.silo_ranks} - {*silos})
+    if unknown:
+        raise InputError(
+            f"there is no silo `{unknown[0]}`",
+            where=f"federation.silo_ranks.{unknown[0]}",
+            expected=", ".join(sorted(silos)[:10]),
+        )
+
+
+def _ranks(config: RunConfig) -> list[int]:
+    return sorted({*config.federation.silo_ranks.values()} - {config.adapter.lora_r})
+
+
+def _smaller(model: Any, config: RunConfig, rank: int) -> Any:
+    settings = config.adapter.model_copy(update={"lora_r": rank})
+    return attach_adapter(bare_twin(model), settings, seed=config.seed, task=config.task.name)

@@ -1,0 +1,47 @@
+"""Ray's workers give the same adapter, bit for bit, as silos in this process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+pytest.importorskip("ray", reason="the extra `fedtune[ray]` is not installed")
+
+SMALL = {
+    "data": {"embedded_patients": 16},
+    "task": {"max_length": 96},
+    "training": {"max_steps": 1, "batch_size": 2},
+    "federation": {"rounds": 2, "partition": {"by": "iid", "silos": 3}},
+}
+CODE = "import sys; from fedtune.cli.main import main; sys.exit(main())"
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """A process of its own, as Ray leaves settings behind in the one that it ran in."""
+    file = folder.with_suffix(".yaml")
+    file.write_text(json.dumps({**SMALL, "output": {"dir": str(folder)}}))
+    command = [sys.executable, "-c", CODE, "simulate", str(file), "--no-compare", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_both_engines_give_the_same_adapter_and_no_process_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    run(tmp_path / "inprocess")
+    before = {process.pid for process in psutil.process_iter()}
+    run(tmp_path / "ray", "federation.engine=ray")
+    stayed = [p for p in psutil.process_iter(["name"]) if p.pid not in before]
+    assert not [p for p in stayed if "ray" in p.name() or "gcs_server" in p.name()]
+    files = [tmp_path / name / "adapter/adapter_model.safetensors" for name in ("inprocess", "ray")]
+    one, other = (load_file(file) for file in files)
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
