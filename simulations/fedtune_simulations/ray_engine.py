@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from fedtune_client.app import make_client_app
 from fedtune_server.roster import find_silos
@@ -28,6 +29,7 @@ from fedtune_simulations.events import Listener
 from fedtune_simulations.setting import Setting, SimulatedSilo, prepare
 
 _POLL_SECONDS = 0.05
+_ENDING_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ def on_ray(setting: Setting, on_work: Listener | None, coordinate: Coordinate) -
             timeout_seconds=config.federation.round_timeout_seconds,
             poll_seconds=_POLL_SECONDS,
         )
+        started.extend(psutil.Process().children(recursive=True))
         outcome.append(coordinate(grid, nodes, _POLL_SECONDS))
 
+    started: list[psutil.Process] = []
     try:
         with _quiet():
             run_simulation(
@@ -80,6 +84,7 @@ def on_ray(setting: Setting, on_work: Listener | None, coordinate: Coordinate) -
             )
     finally:
         stop.set()
+        _await_end(started)
     return outcome[0]
 
 
@@ -92,6 +97,14 @@ def _resources() -> dict[str, Any]:
     cores = min(torch.get_num_threads(), os.cpu_count() or 1)
     gpus = 1.0 if torch.cuda.is_available() else 0.0
     return {"client_resources": {"num_cpus": cores, "num_gpus": gpus}}
+
+
+def _await_end(started: list[psutil.Process]) -> None:
+    """Ray tells its processes to end and doesn't wait: wait, and kill what won't."""
+    _, stayed = psutil.wait_procs(started, timeout=_ENDING_SECONDS)
+    for process in stayed:
+        process.kill()
+    psutil.wait_procs(stayed, timeout=_ENDING_SECONDS)
 
 
 class _Stoppable:
