@@ -34,7 +34,8 @@ def find_silos(
         fresh = [node for node in grid.get_node_ids() if node not in seen]
         seen.update(fresh)
         for node in fresh:
-            asked |= dict.fromkeys(grid.push_messages([_question(node, timeout_seconds)]), node)
+            pushed = grid.push_messages([_question(node, timeout_seconds)])
+            asked |= {str(identifier): node for identifier in pushed}
         for reply in grid.pull_messages(list(asked)) if asked else ():
             node = asked.pop(str(reply.metadata.reply_to_message_id))
             name = _name(reply)
