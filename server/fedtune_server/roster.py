@@ -41,7 +41,7 @@ def find_silos(
             name = _name(reply)
             if name in found:
                 raise RunFailedError(f"two nodes say that they are the silo `{name}`")
-            if name in wanted:
+            if name is not None and name in wanted:
                 found[name] = node
         if over or len(found) == len(wanted):
             break
