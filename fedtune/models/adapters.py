@@ -1,11 +1,13 @@
 """Adapters: attach one to a base model, read and write its state, save it for plain `peft`."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
 from fedtune.atomic import new_folder
@@ -60,6 +62,38 @@ def write_state(model: Any, state: TensorSet) -> None:
             parameter.copy_(state[name])
 
 
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The untouched base; a fully trained model is left as it is. What is trainable stays so."""
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    trained = {name for name, _ in _trainable(model)}
+    prompts = model.peft_config["default"].is_prompt_learning
+    try:
+        with _prompt_left_out(model) if prompts else model.disable_adapter():
+            # peft freezes what it disables, and then unfreezes all of it, with FFA-LoRA's A
+            _train_only(model, trained)
+            yield
+    finally:
+        _train_only(model, trained)
+
+
+@contextmanager
+def _prompt_left_out(model: Any) -> Iterator[None]:
+    """What `peft`'s own `disable_adapter` fails to do for a classifier."""
+    heads = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    model.forward = model.get_base_model().forward
+    for head in heads:
+        head.enable_adapters(False)
+    try:
+        yield
+    finally:
+        del model.forward
+        for head in heads:
+            head.enable_adapters(True)
+
+
 def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: str) -> None:
     """Write the adapter (or the full model), tokenizer and chat template; replaces `folder`.
 
@@ -77,6 +111,11 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: str) -> None
         else:
             model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+
+
+def _train_only(model: Any, names: set[str]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
 
 
 def _trainable(model: Any) -> Iterator[tuple[str, Tensor]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
-from fedtune.models.adapters import save_adapter
+from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.tasks.evaluation import evaluate
 from fedtune.training import processes
 from fedtune.training.checkpoints import CheckpointFolder
@@ -51,7 +51,8 @@ def train(
     if processes.is_main():
         claim_folder(out, config, resume=resume)
     processes.wait_for_all()
-    base = _score(prepared)
+    with without_adapter(prepared.model):
+        base = _score(prepared)
     checkpoints = CheckpointFolder(out / "checkpoints", config.hash)
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(

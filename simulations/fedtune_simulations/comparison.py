@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from fedtune.aggregation.rule import GlobalState
-from fedtune.models.adapters import write_state
+from fedtune.models.adapters import without_adapter, write_state
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded
 from fedtune.tensors import TensorSet
@@ -34,9 +34,11 @@ def compare(
         alone[name] = _trained_apart(setting, initial, data, name, steps[name], told)
         _log.info("alone: %s, loss %.4f", name, alone[name]["loss"])
     told = steps_of(listener, None, "central")
+    with without_adapter(setting.model):
+        base = setting.score(GlobalState(initial))
     best = min(alone.values(), key=lambda metrics: metrics["loss"])
     return {
-        "base": setting.score(GlobalState(initial)),
+        "base": base,
         "best silo alone": best,
         "mean silo alone": {
             key: statistics.fmean(metrics[key] for metrics in alone.values()) for key in best

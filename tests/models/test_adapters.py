@@ -13,7 +13,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fedtune.config.schema import AdapterConfig, ModelConfig, RunConfig, TaskConfig
 from fedtune.errors import InputError
-from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
+from fedtune.models.adapters import (
+    attach_adapter,
+    read_state,
+    save_adapter,
+    without_adapter,
+    write_state,
+)
 from fedtune.models.base import load_base
 from fedtune.models.saved import load_saved
 from fedtune.tasks import build_task
@@ -82,6 +88,14 @@ def test_each_loss_is_the_one_alone_and_the_files_are_plain_peft(
         together = task.losses(model, batch)
         alone = torch.cat([task.losses(model, task.collate([example])) for example in encoded])
     assert not torch.allclose(together, untouched, atol=1e-3)  # the adapter is in the loss
+    if method != "full":
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        with torch.no_grad(), without_adapter(model):
+            assert set(read_state(model)) == trained
+            torch.testing.assert_close(task.losses(model, batch), untouched)
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == trained
+        with torch.no_grad():
+            assert torch.equal(task.losses(model, batch), together)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
     save_adapter(model, base.tokenizer, tmp_path / "adapter", base=tiny(shape))
