@@ -35,10 +35,10 @@ RULES: dict[str, dict[str, Any]] = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "notes": {
-        "data": {"embedded_patients": 160},
+        "data": {"embedded_patients": 120},
         "task": {"max_length": 160},
-        "training": {"learning_rate": 0.004, "max_steps": 6, "batch_size": 8},
-        "federation": {"rounds": 8},
+        "training": {"learning_rate": 0.004, "max_steps": 4, "batch_size": 8},
+        "federation": {"rounds": 6},
     },
     "medquad": {
         "model": {"path": "../shared/models/stories260K-hf"},
@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
             "columns": {"prompt": "question", "completion": "answer"},
             "test_fraction": 0.05,
         },
-        "task": {"max_length": 160},
+        "task": {"max_length": 128},
         "training": {"learning_rate": 0.005, "max_steps": 6, "batch_size": 8},
         "federation": {"rounds": 5, "partition": {"by": "column", "column": "source"}},
     },

@@ -12,7 +12,7 @@ from fedtune.aggregation.fedavg import WeightedMean
 from fedtune.aggregation.lora import LowRank, fedex, shrink
 from fedtune.aggregation.lora_names import lora_pairs
 from fedtune.aggregation.rule import RESIDUAL, Fold, GlobalState
-from fedtune.tensors import TensorSet
+from fedtune.tensors import Spec, TensorSet
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class FedEx:
     def fold(self, state: GlobalState) -> Fold:
         """An empty fold for one round from `state`."""
         return _ResidualFold(self.scale, state)
+
+
+def most_residual_bytes(adapter: Spec, added_rank: int) -> int:
+    """The largest residual for `adapter` after rounds that added `added_rank` components in all."""
+    shapes, total = dict(adapter), 0
+    for name_a, name_b in lora_pairs(adapter):
+        inner, out = shapes[name_a][1], shapes[name_b][0]
+        total += 4 * (inner + out) * min(inner, out, added_rank)
+    return total
 
 
 class _ResidualFold:

@@ -260,7 +260,8 @@ class FederationConfig(Section):
     aggregation: Literal["fedavg", "fedex", "svd"] = Field(
         "fedavg",
         description="`fedavg`: average what is sent. `fedex`: FedEx-LoRA, average plus the exact "
-        "residual. `svd`: average the products B A and truncate to `lora_r`.",
+        "residual, which silos receive too. `svd`: average the products B A and truncate to "
+        "`lora_r`.",
     )
     server_optimizer: ServerOptimizerConfig = Field(default_factory=ServerOptimizerConfig)
     silo_ranks: dict[str, PositiveInt] = Field(

@@ -16,7 +16,7 @@ from fedtune.errors import InputError
 from fedtune.models.adapter_settings import PEFT_TASKS, check_fits, peft_settings
 from fedtune.models.labels import save_labels
 from fedtune.models.warm_start import start_from
-from fedtune.tensors import TensorSet, spec_difference
+from fedtune.tensors import Spec, TensorSet, spec_difference
 
 
 def attach_adapter(model: Any, config: AdapterConfig, *, seed: int, task: str) -> Any:
@@ -52,9 +52,14 @@ def read_state(model: Any) -> TensorSet:
     return TensorSet({n: p.detach().float().cpu().clone() for n, p in _trainable(model)})
 
 
+def state_spec(model: Any) -> Spec:
+    """Names and shapes of what `read_state` reads."""
+    return tuple(sorted((name, tuple(p.shape)) for name, p in _trainable(model)))
+
+
 def write_state(model: Any, state: TensorSet) -> None:
     """Put `state` into the model. Raises ValueError unless it has exactly the trainable tensors."""
-    spec = read_state(model).spec
+    spec = state_spec(model)
     if state.spec != spec:
         raise ValueError(f"not this model's state: {spec_difference(spec, state.spec)}")
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from fedtune_server.checkpoints import load_latest
 from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silos
 
+from fedtune.aggregation.fedex import most_residual_bytes
 from fedtune.aggregation.rules import build_rule
 from fedtune.config.schema import RunConfig
 from fedtune.data.partition import partition
@@ -15,13 +16,15 @@ from fedtune.reports.dry_run import DryRun, facts, outline
 from fedtune.tensors import Spec, TensorSet, payload_size
 from fedtune.training.run_folder import check_folder
 from fedtune.training.sampling import steps_for
+from fedtune_simulations.setting import check_ranks
 from fedtune_simulations.simulate import check_available
 
 
 @dataclass(frozen=True)
 class FederatedDryRun:
     """The facts on a federated run. `silos` maps each to its examples; `steps` are optimizer
-    steps of all silos in all rounds; bytes are tensor payloads of the first round and of all.
+    steps of all silos in all rounds; bytes are tensor payloads of the first round and of all
+    (at most, where a FedEx-LoRA residual grows).
     """
 
     run: DryRun
@@ -40,6 +43,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     rule = build_rule(config)
     found = outline(config)
     chosen = partition(found.splits.train, config.federation.partition, config.seed)
+    check_ranks(config, chosen)
     nodes = {name: number for number, name in enumerate(sorted(chosen))}
     plan = RunPlan(nodes, config.federation, config.seed, config.hash)
     check_quorum(plan)
@@ -54,6 +58,14 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     }
     asked = [sample_silos(plan, number) for number in rounds]
     first = sum(sizes[name] for name in asked[0])
+    everything = 2 * sum(sizes[name] for names in asked for name in names)
+    if config.federation.aggregation == "fedex":
+        # k silos leave a residual of k - 1 times their rank, and residuals add up
+        a_round = (len(asked[0]) - 1) * config.adapter.lora_r
+        everything += sum(
+            len(names) * most_residual_bytes(blank.spec, a_round * before)
+            for before, names in enumerate(asked)
+        )
     return FederatedDryRun(
         run=facts(found, in_federation=True),
         silos={name: len(rows) for name, rows in chosen.items()},
@@ -64,7 +76,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
         ),
         bytes_down_a_round=first,
         bytes_up_a_round=first,
-        bytes_all_rounds=2 * sum(sizes[name] for names in asked for name in names),
+        bytes_all_rounds=everything,
     )
 
 

@@ -13,7 +13,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.load import Splits
 from fedtune.data.partition import Partition, partition
 from fedtune.errors import InputError
-from fedtune.models.adapters import attach_adapter, read_state, write_state
+from fedtune.models.adapters import attach_adapter, state_spec, write_state
 from fedtune.models.residual import residual_added
 from fedtune.models.twin import bare_twin
 from fedtune.tasks.evaluation import evaluate
@@ -73,7 +73,7 @@ class SimulatedSilo:
     @property
     def spec(self) -> Spec:
         """Names and shapes of the adapter that it trains."""
-        return read_state(self.setting.model_of(self.name)).spec
+        return state_spec(self.setting.model_of(self.name))
 
     def train(self, told: Instruction) -> LocalUpdate:
         """Train as told; depends on seed, name, round and data only."""
@@ -92,7 +92,7 @@ def prepare(config: RunConfig) -> Setting:
     """Load data and model, once. Raises InputError on what can't be used."""
     ready = prepare_training(config)
     chosen = partition(ready.splits.train, config.federation.partition, config.seed)
-    _check_ranks(config, chosen)
+    check_ranks(config, chosen)
     return Setting(
         config=config,
         model=ready.model,
@@ -113,7 +113,8 @@ def silo_seed(seed: int, silo: str, round_number: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _check_ranks(config: RunConfig, silos: Mapping[str, object]) -> None:
+def check_ranks(config: RunConfig, silos: Mapping[str, object]) -> None:
+    """Raise InputError when `federation.silo_ranks` names a silo that isn't there."""
     unknown = sorted({*config.federation.silo_ranks} - {*silos})
     if unknown:
         raise InputError(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fedtune_server.reports import RoundReport
+from fedtune_simulations.dry_run import dry_run
 from fedtune_simulations.setting import SimulatedSilo, prepare
 from fedtune_simulations.simulate import simulate
 from peft import PeftModel
@@ -203,3 +204,20 @@ def test_svd_silos_train_the_rank_that_was_asked_over_one_base(tmp_path: Path):
     assert sent == pytest.approx(read_state(setting.model).payload_bytes * (2 + 2 / 8), rel=0.01)
     # the adapter's effect is the truncation of the exact mean of what silos trained
     assert {t.shape[0] for n, t in weights(tmp_path / "run").items() if "lora_A" in n} == {8}
+
+
+def test_a_dry_run_bounds_what_fedex_sends(tmp_path: Path):
+    given = {
+        **SMALL,
+        "adapter": {"lora_r": 2},
+        "federation": {
+            "rounds": 3,
+            "aggregation": "fedex",
+            "partition": {"by": "iid", "silos": 3},
+        },
+    }
+    settings = RunConfig.model_validate(given)
+    plan = dry_run(settings, tmp_path / "run")
+    rounds = simulate(settings, tmp_path / "run", compare=False).rounds
+    assert rounds[0].bytes_down == plan.bytes_down_a_round
+    assert sum(r.bytes_up + r.bytes_down for r in rounds) == plan.bytes_all_rounds
