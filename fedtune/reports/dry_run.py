@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import Splits, load_splits
@@ -121,9 +122,8 @@ def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
         steps=steps_for(config.training, len(outline.train)),
         memory=estimate_memory(
             outline.model,
-            outline.task,
             config,
-            outline.task.collate(_largest_batch(outline, lengths)),
+            *_largest_batch(outline, lengths),
             copies=_COPIES_FEDERATION if in_federation else _COPIES_TRAINING,
         ),
         example=shown(outline.tokenizer, outline.train[0], outline.splits.train[0], outline.labels),
@@ -145,9 +145,18 @@ def shown(
     return ShownExample(row["where"], tuple(segments))
 
 
-def _largest_batch(outline: Outline, lengths: list[int]) -> list[Encoded]:
-    """The longest examples, as many as are in memory at once."""
+def _largest_batch(outline: Outline, lengths: list[int]) -> tuple[Task, dict[str, Tensor]]:
+    """The longest examples, as many as are in memory at once, and the task that takes them.
+
+    A packed batch stands as plain rows of its shape: packing reads numbers, which shapes haven't.
+    """
     training = outline.config.training
     size = training.micro_batch_size or training.batch_size
     longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:size]
-    return [outline.train[index] for index in longest]
+    batch = outline.task.collate([outline.train[index] for index in longest])
+    if not outline.config.task.packing:
+        return outline.task, batch
+    rows, length = batch["input_ids"].shape
+    settings = outline.config.task.model_copy(update={"packing": False})
+    plain = build_task(settings, outline.tokenizer, outline.labels)
+    return plain, plain.collate([Encoded([0] * length, [0] * length)] * rows)

@@ -50,7 +50,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: Any, task: Task, config: RunConfig, batch: Mapping[str, Tensor], *, copies: int
+    model: Any, config: RunConfig, task: Task, batch: Mapping[str, Tensor], *, copies: int
 ) -> MemoryEstimate:
     """The peak of one step of `model` (on the meta device) on `batch`, a real micro-batch.
 

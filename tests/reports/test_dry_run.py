@@ -126,6 +126,9 @@ def test_memory_grows_with_what_it_should(
     halves = memory("training.micro_batch_size=2")["activations"] / lora["activations"]
     assert 0.4 < halves < 0.6
     assert lora["unknown"] is None
+    packed = memory("task.packing=true")
+    assert packed["unknown"] is None
+    assert 0.5 < packed["activations"] / lora["activations"] < 2
     assert lora["total"] == sum(v for k, v in lora.items() if k not in ("total", "unknown"))
 
 

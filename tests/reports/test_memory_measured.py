@@ -30,7 +30,7 @@ if sys.argv[2] == "estimate":
     model = attach_adapter(base.model, config.adapter, seed=0, task="causal_lm")
     task = build_task(config.task, base.tokenizer)
     batch = task.collate(data[: config.training.micro_batch_size])
-    print(estimate_memory(model, task, config, batch, copies=2).total)
+    print(estimate_memory(model, config, task, batch, copies=2).total)
 else:
     # a first step on a tiny model, so that torch's own memory is there before counting begins
     small = load_base(RunConfig().model, "causal_lm")
