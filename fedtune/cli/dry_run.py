@@ -48,7 +48,8 @@ def _tell_federation(plan: "FederatedDryRun") -> None:
     print(f"rounds: {plan.rounds:,} of {plan.silos_a_round} silos, {plan.steps:,} steps in all")
     print(
         f"bytes a round: {decimal(plan.bytes_down_a_round)} down, "
-        f"{decimal(plan.bytes_up_a_round)} up; {decimal(plan.bytes_all_rounds)} in all rounds"
+        f"{decimal(plan.bytes_up_a_round)} up; "
+        f"{decimal(plan.bytes_all_rounds)} at most in all rounds"
     )
 
 

@@ -43,7 +43,7 @@ def dry(capsys: pytest.CaptureFixture[str], path: Path, *overrides: str) -> dict
     return told
 
 
-@pytest.mark.parametrize("rule", ["fedavg", "svd"])
+@pytest.mark.parametrize("rule", ["fedavg", "svd", "fedex"])
 def test_silos_steps_and_bytes_are_those_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str
 ) -> None:
@@ -55,7 +55,11 @@ def test_silos_steps_and_bytes_are_those_of_the_run(
     rounds = json.loads(capsys.readouterr().out)["rounds"]
     assert told["bytes_up_a_round"] == rounds[0]["bytes_up"]
     assert told["bytes_down_a_round"] == rounds[0]["bytes_down"]
-    assert told["bytes_all_rounds"] == sum(r["bytes_up"] + r["bytes_down"] for r in rounds)
+    moved = sum(r["bytes_up"] + r["bytes_down"] for r in rounds)
+    if rule == "fedex":  # its residual has as many components as the data needs
+        assert moved <= told["bytes_all_rounds"] < 2 * moved
+    else:
+        assert told["bytes_all_rounds"] == moved
     assert told["steps"] == sum(len(r["silos"]) for r in rounds)
     partition = json.loads((tmp_path / "run" / "partition.json").read_text())["silos"]
     assert told["silos"] == {name: len(rows) for name, rows in partition.items()}
