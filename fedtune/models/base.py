@@ -1,5 +1,6 @@
 """Base models and their tokenizers: embedded, a local folder or a hub id."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from fedtune.models.four_bit import four_bit_settings, keep_layout
 from fedtune.models.padding import check_classifier_padding, classifier_filler
 
 transformers_logging.disable_progress_bar()
+# a table on stderr for every new head; what it warns of is checked below
+logging.getLogger("transformers.modeling_utils").addFilter(
+    lambda record: "LOAD REPORT" not in record.getMessage()
+)
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 
