@@ -2,28 +2,30 @@
 
 Trains a byte-level BPE tokenizer and a small Llama on text this package generates and on the
 standard library's docstrings, and writes both in Hugging Face format. It takes seven minutes on
-one core. With the same seed, machine, Python and torch, the weights come out the same.
-
-The loop below stands in for `fedtune.training.Trainer`.
-"""
+one core. With the same seed, machine, Python and torch, the weights come out the same."""
 
 import argparse
 import logging
+import math
 import random
 import shutil
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import fedtune
+from fedtune.config.schema import TaskConfig, TrainingConfig
 from fedtune.data.embedded.clinical import generate_notes
 from fedtune.data.embedded.corpus import clinical_documents, docstrings
+from fedtune.tasks.causal_lm import CausalLm
+from fedtune.tasks.evaluation import evaluate
+from fedtune.tasks.task import Encoded, Task
+from fedtune.training.events import Event, StepDone
+from fedtune.training.trainer import Trainer
 
 PAD, END = "<pad>", "<eos>"
 ROLES = ("system", "user", "assistant")
@@ -89,61 +91,37 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return LlamaForCausalLM(config)
 
 
-def blocks(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> torch.Tensor:
-    """All texts, each ended by the stop token, as one stream cut into rows [rows, length + 1]."""
+def blocks(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[Encoded]:
+    """All texts, each ended by the stop token, as one stream cut into rows of `length` tokens."""
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     stream = [token for ids in encoded for token in (*ids, tokenizer.eos_token_id)]
-    rows = len(stream) // (length + 1)
-    return torch.tensor(stream[: rows * (length + 1)]).view(rows, length + 1)
+    rows = [stream[start : start + length] for start in range(0, len(stream), length)]
+    return [Encoded(row, row) for row in rows if len(row) == length]
 
 
-def fit(
-    model: LlamaForCausalLM, rows: torch.Tensor, steps: int, batch_size: int, seed: int
+def pretrain(
+    model: LlamaForCausalLM, task: Task, rows: Sequence[Encoded], steps: int, seed: int
 ) -> None:
-    """AdamW with warm-up and cosine decay; rows are shuffled anew for every pass."""
-    order = batches(len(rows), batch_size, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps, pct_start=0.05)
-    model.train()
-    start = time.monotonic()
-    for step in range(1, steps + 1):
-        loss = row_loss(model, rows[next(order)])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps:
-            took = time.monotonic() - start
-            _log.info("step %d of %d: loss %.3f, %.0f s", step, steps, loss.item(), took)
+    """AdamW with warm-up and cosine decay, on every token."""
+    settings = TrainingConfig(
+        learning_rate=4e-3,
+        weight_decay=0.05,
+        lr_schedule="cosine",
+        warmup_steps=steps // 20,
+        max_steps=steps,
+        batch_size=32,
+    )
+    Trainer(task, settings, seed=seed, listeners=[_tell]).fit(model, rows)
 
 
-def batches(count: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Endless batches of row numbers [batch_size], a fixed order for a seed."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=generator).split(batch_size)
+def _tell(event: Event) -> None:
+    if isinstance(event, StepDone) and (event.step % 100 == 0 or event.step == event.steps):
+        _log.info("step %d of %d: loss %.3f", event.step, event.steps, event.loss)
 
 
-def row_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """Mean loss of every next token of rows [batch, length + 1]."""
-    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-    return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-
-
-@torch.no_grad()
-def note_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Mean loss a token of the completions of demo notes, which pretraining never sees."""
-    model.eval()
-    total, count = 0.0, 0
-    for note in generate_notes(40, seed=1):
-        prompt = tokenizer.encode(note["prompt"])
-        target = [*tokenizer.encode(note["completion"]), tokenizer.eos_token_id]
-        ids = torch.tensor([prompt + target])
-        logits = model(input_ids=ids[:, :-1]).logits[0, len(prompt) - 1 :]
-        total += cross_entropy(logits, torch.tensor(target), reduction="sum").item()
-        count += len(target)
-    return total / count
+def token_loss(task: Task, model: LlamaForCausalLM, rows: Sequence[Encoded]) -> float:
+    """Mean loss a learned token."""
+    return math.log(evaluate(task, model, rows, 32)["perplexity"])
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -167,31 +145,26 @@ def main() -> None:
     texts = [*clinical_documents(12_000, options.seed), *docstrings(1_000_000, options.seed)]
     random.Random(options.seed).shuffle(texts)
     tokenizer = train_tokenizer(texts, vocab_size=1024)
-    rows = blocks(tokenizer, texts, length=128)
+    task = CausalLm(TaskConfig(loss_on="completion"), tokenizer)
+    rows = blocks(tokenizer, texts, length=129)
     held_out, rows = rows[:100], rows[100:]
+    # demo notes, which pretraining never sees
+    notes = [task.encode({**note, "where": "note"}) for note in generate_notes(40, seed=1)]
     model = new_model(tokenizer, options.seed)
-    _log.info("%d tokens, %d parameters", rows.numel(), model.num_parameters())
-    _log_losses(model, tokenizer, held_out)
-    fit(model, rows, options.steps, options.batch_size, options.seed)
-    _log_losses(model, tokenizer, held_out)
+    _log.info("%d rows of 129 tokens, %d parameters", len(rows), model.num_parameters())
+    for stage in ("before", "after"):
+        if stage == "after":
+            pretrain(model, task, rows, options.steps, options.seed)
+        losses = token_loss(task, model, held_out), token_loss(task, model, notes)
+        _log.info("%s: held-out loss a token %.3f, notes' completions %.3f", stage, *losses)
     save(model, tokenizer, options.out)
     _log.info("wrote %s", options.out)
-
-
-def _log_losses(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: torch.Tensor
-) -> None:
-    with torch.no_grad():
-        general = row_loss(model.eval(), held_out).item()
-    notes = note_loss(model, tokenizer)
-    _log.info("held-out loss a token %.3f, demo notes' completions %.3f", general, notes)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the embedded base model.")
     parser.add_argument("--out", type=Path, default=ASSET)
     parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.steps < 100:  # the schedule's warm-up is a twentieth of the steps
