@@ -111,10 +111,11 @@ def main() -> None:
                     seconds[name].append(took)
         pairs = zip(seconds["fedtune"], seconds["transformers"], strict=True)
         ratios = sorted(ours / theirs for ours, theirs in pairs)
+        shown = [f"{n} {1000 * statistics.median(s):.1f} ms a step" for n, s in seconds.items()]
         print(
             f"width {width}, {layers} layers, {'ragged' if ragged else 'equal'} rows: "
-            + ", ".join(f"{n} {1000 * statistics.median(s):.1f} ms a step" for n, s in seconds.items())
-            + f"; ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+            f"{', '.join(shown)}; ratio {statistics.median(ratios):.3f} "
+            f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
         )
 
 

@@ -24,6 +24,19 @@ class RoundReport:
     silos: list[str]
     failures: list[Failure]
 
+    def numbers(self) -> dict[str, float]:
+        """What a logger draws over rounds."""
+        known = {
+            "loss": self.loss,
+            "accuracy": self.metric,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "seconds": self.seconds,
+            "silos": len(self.silos),
+            "failures": len(self.failures),
+        }
+        return {name: float(value) for name, value in known.items() if value is not None}
+
 
 class QuorumLostError(RunFailedError):
     """Too few good replies by the deadline. `report` is of the round that was given up."""

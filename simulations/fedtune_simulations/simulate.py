@@ -19,6 +19,7 @@ from fedtune.data.partition import load_partition, save_partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.residual import folded
+from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.run_folder import claim_folder
 from fedtune_simulations.comparison import compare as compare_with
 from fedtune_simulations.engines import check_engine, engine_of
@@ -86,14 +87,20 @@ def simulate(
 
     def told(report: RoundReport) -> None:
         _append(out, dataclasses.asdict(report))
+        for logger in loggers:
+            logger.write(report.round, report.numbers())
         if on_round is not None:
             on_round(report)
 
+    loggers = open_loggers(config, out)
     try:
         state, reports = engine_of(config)(setting, on_work, coordinate)
     except QuorumLostError as error:
         _append(out, {**dataclasses.asdict(error.report), "given_up": "quorum lost"})
         raise
+    finally:
+        for logger in loggers:
+            logger.close()
     # a kill between a checkpoint and its line leaves a gap: the checkpoint has all rounds
     lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in reports]
     write_text(out / "metrics.jsonl", "".join(lines))
@@ -108,8 +115,7 @@ def simulate(
 def check_available(config: RunConfig) -> None:
     """Refuse what the schema knows and `simulate` can't do: nothing is accepted and ignored."""
     check_engine(config)
-    if config.output.loggers:
-        raise InputError("is not available yet in `simulate`", where="output.loggers")
+    check_loggers(config)
     # a silo's local steps are few; the coordinator evaluates and checkpoints after each round
     for name in ("eval_steps", "early_stopping_patience", "save_steps"):
         if getattr(config.training, name) is not None:

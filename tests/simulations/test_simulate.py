@@ -9,8 +9,10 @@ from fedtune_server.reports import RoundReport
 from fedtune_simulations.dry_run import dry_run
 from fedtune_simulations.setting import SimulatedSilo, prepare
 from fedtune_simulations.simulate import simulate
+from mlflow.tracking import MlflowClient
 from peft import PeftModel
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fedtune
 from fedtune.cli.main import main
@@ -221,3 +223,15 @@ def test_a_dry_run_bounds_what_fedex_sends(tmp_path: Path):
     rounds = simulate(settings, tmp_path / "run", compare=False).rounds
     assert rounds[0].bytes_down == plan.bytes_down_a_round
     assert sum(r.bytes_up + r.bytes_down for r in rounds) == plan.bytes_all_rounds
+
+
+def test_rounds_go_to_the_loggers_that_are_asked_for(tmp_path: Path):
+    assert run(tmp_path / "run", "--no-compare", "output.loggers=[tensorboard, mlflow]") == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line)["loss"] for line in lines]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(told, rel=1e-6)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
+    (kept,) = client.search_runs([client.get_experiment_by_name("fedtune").experiment_id])
+    history = client.get_metric_history(kept.info.run_id, "loss")
+    assert [metric.value for metric in history] == told
