@@ -132,6 +132,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged, save_jinja_files=False)
         for path in staged.iterdir():
+            path.chmod(0o644)  # part of the package, for everyone to read
             path.replace(out / path.name)
     finally:
         shutil.rmtree(staged)
