@@ -66,10 +66,11 @@ def test_three_rounds_of_one_step_are_one_round_of_three(tmp_path: Path):
 
 
 def test_one_times_eight_is_eight_times_one(tmp_path: Path):
-    eight = ("training.batch_size=8", "training.optimizer=adamw", "training.learning_rate=0.01")
+    # SGD: AdamW's first steps make a whole step of a rounding error
+    eight = ("training.batch_size=8",)
     cuts = [
         adapter("train", tmp_path / f"cut-{size}", *eight, f"training.micro_batch_size={size}")
         for size in (8, 1)
     ]
     assert moved(cuts[0]) > 1e-3
-    assert distance(*cuts) < 1e-4
+    assert distance(*cuts) < 1e-5
