@@ -39,7 +39,7 @@ def tell(run: "DryRun", federated: "FederatedDryRun | None" = None, *, as_json: 
     else:
         print(f"steps: {run.steps:,}")
     _tell_memory(run.memory)
-    _tell_example(run.example)
+    tell_example(run.example)
 
 
 def _tell_federation(plan: "FederatedDryRun") -> None:
@@ -61,7 +61,8 @@ def _tell_memory(memory: "MemoryEstimate") -> None:
         print(f"  and activations, unknown for this model ({memory.unknown})")
 
 
-def _tell_example(example: "ShownExample") -> None:
+def tell_example(example: "ShownExample") -> None:
+    """Print one example, line by line, with what is learned of it."""
     print(f"one example ({example.where}):")
     for segment in example.segments:
         for line in segment.text.split("\n"):

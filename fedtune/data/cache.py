@@ -8,6 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
+
+Kind = Literal["data", "encoded"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def cache_folder() -> Path:
@@ -18,7 +22,7 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "fedtune"
 
 
-def entry(kind: str, key: str, write: Callable[[Path], None]) -> Path:
+def entry(kind: Kind, key: str, write: Callable[[Path], None]) -> Path:
     """The folder of `key` among entries of `kind`; if there's none, `write` fills a new one.
 
     Of two processes that write the same entry at once, one wins and both read it.
@@ -45,3 +49,20 @@ def _publish(draft: Path, folder: Path) -> None:
     except OSError:
         if not folder.exists():  # else another process was first with the same content
             raise
+
+
+def measure() -> tuple[int, int]:
+    """Bytes and number of the entries in the cache, drafts that were left behind included."""
+    entries = _entries()
+    files = (path for folder in entries for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files), len(entries)
+
+
+def clear_cache() -> None:
+    """Remove every entry. A run that has one open keeps it until it ends."""
+    for folder in _entries():
+        shutil.rmtree(folder)
+
+
+def _entries() -> list[Path]:
+    return [path for kind in KINDS for path in (cache_folder() / kind).glob("*")]

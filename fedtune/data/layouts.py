@@ -137,8 +137,14 @@ def _detect(
         f"the columns fit {' and '.join(fits) if fits else 'no format'} ({shown})",
         where=where,
         expected=" or ".join(f"{f} ({', '.join(_SHAPES[f][0])})" for f in wanted),
-        mend="set `data.format`" if fits else "name the columns under `data.columns`",
+        mend="set `data.format`"
+        if fits
+        else "name the columns: " + " ".join(f"data.columns.{p}=COLUMN" for p in _example(wanted)),
     )
+
+
+def _example(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    return _SHAPES["prompt_completion" if "prompt_completion" in wanted else wanted[0]][0]
 
 
 def _require(name: str, columns: Collection[str], where: str, field: str) -> None:

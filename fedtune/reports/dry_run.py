@@ -109,7 +109,7 @@ def outline(config: RunConfig) -> Outline:
 def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
     """What is known of the run before its first step."""
     config, parameters = outline.config, list(outline.model.parameters())
-    lengths = [len(example.input_ids) for example in outline.train]
+    lengths = outline.train.lengths().tolist()
     return DryRun(
         run_hash=config.hash,
         model=config.model.path,

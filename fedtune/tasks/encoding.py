@@ -94,7 +94,7 @@ def fingerprint(config: TaskConfig, tokenizer: Any, labels: Sequence[str] = ()) 
 def _write(task: Task, examples: ExampleSet, path: Path) -> None:
     bad = BadRows()
     with pa.ipc.new_stream(str(path), _SCHEMA) as writer:
-        for rows in _batches(examples):
+        for rows in batches(examples):
             encoded = task.encode_batch(rows)
             columns = {name: [getattr(e, name) for e in encoded] for name in _SCHEMA.names}
             writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=_SCHEMA))
@@ -109,7 +109,8 @@ def _write(task: Task, examples: ExampleSet, path: Path) -> None:
         )
 
 
-def _batches(examples: ExampleSet) -> Iterator[list[dict[str, Any]]]:
+def batches(examples: ExampleSet) -> Iterator[list[dict[str, Any]]]:
+    """Canonical rows in order, some hundreds at a time."""
     for batch in examples.rows.iter(_BATCH_ROWS):
         yield [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 

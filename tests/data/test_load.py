@@ -12,7 +12,6 @@ import pytest
 
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
-from fedtune.data.inspect import inspect_files
 from fedtune.data.load import load_splits
 from fedtune.data.readers import load_hub
 from fedtune.errors import InputError
@@ -199,7 +198,10 @@ def test_an_empty_privacy_unit_is_a_bad_row(tmp_path: Path) -> None:
 
 def test_columns_that_fit_nothing_or_too_much(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", [{"question": "q", "answer": "a"}])
-    assert "fit no format (`answer`, `question`)" in refusal(path)
+    message = refusal(path)
+    assert "fit no format (`answer`, `question`)" in message
+    assert "messages (messages) or prompt_completion (prompt, completion) or text" in message
+    assert "data.columns.prompt=COLUMN data.columns.completion=COLUMN" in message
     message = refusal(path, columns={"prompt": "questoin"}, format="prompt_completion")
     assert "no column `questoin`" in message
     assert "did you mean `question`?" in message
@@ -311,15 +313,6 @@ def test_one_unit_cannot_be_split(tmp_path: Path) -> None:
 def test_a_hub_id_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="can't load split `train` of hub dataset"):
         load_hub(str(tmp_path / "nobody" / "nothing"), "train")
-
-
-def test_inspect_reports_bad_rows_and_lengths(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "x.jsonl", [*ROWS, "{"])
-    facts = inspect_files([str(path)], config(path, column="site"), lambda t: 300 * ("Q7" in t) + 4)
-    assert (facts.rows, facts.bad_rows.count, facts.privacy_units) == (20, 1, 20)
-    assert facts.silos == {"s0": 10, "s1": 10}
-    assert facts.tokens is not None
-    assert (facts.tokens.truncated, facts.tokens.longest, facts.tokens.median) == (1, 304, 4)
 
 
 def test_real_questions_by_institute() -> None:
