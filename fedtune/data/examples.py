@@ -7,6 +7,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 # The columns that carry content, by format; the first is what `inspect` and errors speak of.
 CONTENT_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -15,6 +17,7 @@ CONTENT_COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "context"),
     "text_label": ("text", "label"),
 }
+_BATCH_ROWS = 1024
 IDENTITY_COLUMNS = ("record_id", "unit_id", "silo", "where")
 
 
@@ -38,7 +41,7 @@ class ExampleSet:
         row: dict[str, Any] = self.rows[index]
         return row
 
-    def select(self, indices: Sequence[int]) -> "ExampleSet":
+    def select(self, indices: Sequence[int] | np.ndarray) -> "ExampleSet":
         """The rows at `indices`, in that order, without copying them."""
         chosen = np.asarray(indices, dtype=np.int64)
         digest = hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest()
@@ -46,15 +49,25 @@ class ExampleSet:
 
     def groups(self, column: str) -> tuple[np.ndarray, list[str]]:
         """Integer code of each row's `column` value, and the sorted values the codes index."""
+        codes, values = self._grouped(column)
+        return codes, values.to_pylist()
+
+    def codes(self, column: str) -> tuple[np.ndarray, int]:
+        """What `groups` gives, but only the number of values: there may be one a row."""
+        codes, values = self._grouped(column)
+        return codes, len(values)
+
+    def _grouped(self, column: str) -> tuple[np.ndarray, pa.Array]:
         if not len(self):
-            return np.zeros(0, dtype=np.int64), []
-        table = self.rows.select_columns([column]).with_format("arrow")[:]
-        encoded = table.column(column).combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_pylist()
-        order = sorted(range(len(names)), key=names.__getitem__)
-        rank = np.empty(len(names), dtype=np.int64)
-        rank[order] = np.arange(len(names))
-        return rank[encoded.indices.to_numpy()], [names[i] for i in order]
+            return np.zeros(0, dtype=np.int64), pa.array([], pa.string())
+        # in batches: `datasets` gathers chosen rows as one small table each
+        batches = self.rows.select_columns([column]).with_format("arrow").iter(_BATCH_ROWS)
+        parts = [batch.column(column).combine_chunks() for batch in batches]
+        encoded = pa.chunked_array(parts).combine_chunks().dictionary_encode()
+        order = pc.sort_indices(encoded.dictionary)
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order.to_numpy()] = np.arange(len(order))
+        return rank[encoded.indices.to_numpy()], encoded.dictionary.take(order)
 
 
 def features(format: str) -> datasets.Features:

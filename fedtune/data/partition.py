@@ -26,15 +26,15 @@ def partition(examples: ExampleSet, config: PartitionConfig, seed: int) -> Parti
     """
     if config.by == "column":
         return _by_column(examples)
-    units, unit_names = examples.groups("unit_id")
-    if config.silos > len(unit_names):
+    units, count = examples.codes("unit_id")
+    if config.silos > count:
         raise InputError(
-            f"{config.silos} silos can't be made of {len(unit_names)} privacy units",
+            f"{config.silos} silos can't be made of {count} privacy units",
             where=f"{_FIELD}.silos",
             expected="at least one privacy unit a silo",
         )
     rng = np.random.default_rng(seed)
-    silo_of_unit = _RULES[config.by](examples, units, len(unit_names), config, rng)
+    silo_of_unit = _RULES[config.by](examples, units, count, config, rng)
     width = len(str(config.silos - 1))
     silo_of_row = silo_of_unit[units]
     return {
@@ -51,9 +51,8 @@ def _by_column(examples: ExampleSet) -> Partition:
             mend="set it to the column that names the silo, or set `federation.partition.by` "
             "to iid, dirichlet or quantity",
         )
-    units, unit_names = examples.groups("unit_id")
-    low = np.full(len(unit_names), len(names))
-    high = np.full(len(unit_names), -1)
+    units, count = examples.codes("unit_id")
+    low, high = np.full(count, len(names)), np.full(count, -1)
     np.minimum.at(low, units, silos)
     np.maximum.at(high, units, silos)
     if split := int(np.sum(low != high)):

@@ -14,7 +14,7 @@ def split_by_unit(
     About `fraction` of each silo's units are held out, and every silo keeps at least one.
     Raises `InputError` when no unit can be held out.
     """
-    units, names = examples.groups("unit_id")
+    units, count = examples.codes("unit_id")
     silos, silo_names = examples.groups("silo")
     silo_of_unit = silos[np.unique(units, return_index=True)[1]]
     rng = np.random.default_rng(seed)
@@ -25,7 +25,7 @@ def split_by_unit(
         sizes[largest] = min(1, len(members[largest]) - 1)
     if not any(sizes):
         raise InputError(
-            f"no test set can be split off: there are {len(names)} privacy units, one a silo",
+            f"no test set can be split off: there are {count} privacy units, one a silo",
             where="data.test_fraction",
             expected="a silo with two privacy units or more",
             mend="name held-out files in `data.test_files`",
@@ -33,4 +33,4 @@ def split_by_unit(
     held_out = np.concatenate([m[:size] for m, size in zip(members, sizes, strict=True)])
     in_test = np.isin(units, held_out)
     train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
-    return examples.select(train.tolist()), examples.select(test.tolist())
+    return examples.select(train), examples.select(test)

@@ -87,7 +87,7 @@ def inspect_files(patterns: Sequence[str], config: RunConfig) -> Inspection:
         },
         rows=len(examples),
         bad_rows=bad,
-        privacy_units=len(examples.groups("unit_id")[1]),
+        privacy_units=examples.codes("unit_id")[1],
         silos=_silos(examples, config),
         labels=labels,
         tokens=tokens,
@@ -119,7 +119,7 @@ def _encoded(
     first = shown(tokenizer, task.encode_batch([examples[0]])[0], examples[0], labels)
     if len(examples) > _MEASURED:
         spaced = np.linspace(0, len(examples) - 1, _MEASURED).astype(int)
-        examples = examples.select(spaced.tolist())
+        examples = examples.select(spaced)
     found = [
         (len(example.input_ids), example.cut, bool(example.problem))
         for rows in batches(examples)

@@ -28,6 +28,7 @@ class CausalLm(Task):
                 mend="set `eos_token` in the model's tokenizer_config.json",
             )
         self._config, self._tokenizer = config, tokenizer
+        self._begin, self._stop = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._filler = filler(tokenizer)
         self.fingerprint = fingerprint(config, tokenizer)
 
@@ -75,13 +76,19 @@ class CausalLm(Task):
 
     def _tokens(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         """Token ids without a stop token at the end, and with one begin token, if any."""
-        rows = self._tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
-        begin, stop = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        rows = self._tokenizer(
+            texts,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        begin, stop = self._begin, self._stop
         trimmed = (row[:-1] if row and row[-1] == stop else row for row in rows)
         return [row[1:] if row[:2] == [begin, begin] else row for row in trimmed]
 
     def _text(self, prompt: list[int], tokens: list[int]) -> Encoded:
-        longest, stop = self._config.max_length, self._tokenizer.eos_token_id
+        longest, stop = self._config.max_length, self._stop
         cut = max(0, len(prompt) + len(tokens) + 1 - longest)
         tokens = [*tokens[: longest - 1], stop]
         prompt = self._shortened(prompt, longest - len(tokens))
@@ -93,7 +100,7 @@ class CausalLm(Task):
         """The end of `prompt`, after its begin token if it has one."""
         if len(prompt) <= length:
             return prompt
-        head = prompt[: min(1, length)] if prompt[0] == self._tokenizer.bos_token_id else []
+        head = prompt[: min(1, length)] if prompt[0] == self._begin else []
         return [*head, *prompt[len(prompt) - (length - len(head)) :]]
 
     def _conversation(self, chat: ChatTokens) -> Encoded:
