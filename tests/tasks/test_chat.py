@@ -107,12 +107,13 @@ def test_a_conversation_cut_before_its_first_stop_token_is_refused():
 
 
 def test_tokens_that_the_tokenizer_adds_come_once():
-    tokenizer, task = encoder()
+    tokenizer, _ = encoder()
     begin, stop = tokenizer.convert_tokens_to_ids("<|system|>"), tokenizer.eos_token_id
     tokenizer.bos_token = "<|system|>"
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|system|> $A <eos>", special_tokens=[("<|system|>", begin), ("<eos>", stop)]
     )
+    task = build_task(TaskConfig(), tokenizer)
     rows = [{"text": t, "where": "x:1"} for t in ("note", "<|system|>note")]
     rows += [{"prompt": "no", "completion": "te", "where": "x:3"}]
     for example in (task.encode(row) for row in rows):
