@@ -61,7 +61,9 @@ def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
         turns = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
         return list(ids["input_ids"] if isinstance(ids, Mapping) else ids)
-    ids = [token for token in tokenizer(prompt)["input_ids"] if token != tokenizer.eos_token_id]
+    ids = list(tokenizer(prompt)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
     if not ids:
         raise InputError("the prompt is empty", expected="at least one token")
     return ids

@@ -1,5 +1,6 @@
 """Next-token prediction: on completions only, or on every token."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from fedtune.tasks.packing import by_owner, forward_packed, packed_batch
 from fedtune.tasks.padding import lengths_mask, pad
 from fedtune.tasks.task import IGNORED, Encoded, Predictions, Task
 
+_log = logging.getLogger(__name__)
+
 
 class CausalLm(Task):
     """The stop token ends every example and is always learned; padding never is."""
@@ -30,6 +33,7 @@ class CausalLm(Task):
         self._config, self._tokenizer = config, tokenizer
         self._begin, self._stop = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._filler = filler(tokenizer)
+        self._warned: set[int] = set()
         self.fingerprint = fingerprint(config, tokenizer)
 
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
@@ -40,7 +44,9 @@ class CausalLm(Task):
         no stop token is left.
         """
         if "messages" in rows[0]:
-            return [self._conversation(chat_tokens(self._tokenizer, row)) for row in rows]
+            chats = [chat_tokens(self._tokenizer, row) for row in rows]
+            self._warn_of_other_stops(chats)
+            return [self._conversation(chat) for chat in chats]
         if "prompt" not in rows[0]:
             return [self._text([], ids) for ids in self._tokens([row["text"] for row in rows])]
         prompts = self._tokens([row["prompt"] for row in rows])
@@ -102,6 +108,17 @@ class CausalLm(Task):
             return prompt
         head = prompt[: min(1, length)] if prompt[0] == self._begin else []
         return [*head, *prompt[len(prompt) - (length - len(head)) :]]
+
+    def _warn_of_other_stops(self, chats: Sequence[ChatTokens]) -> None:
+        learned = {chat.input_ids[place] for chat in chats for place in chat.stops}
+        if other := sorted(learned - {self._stop} - self._warned):
+            self._warned.update(other)
+            names = ", ".join(self._tokenizer.convert_ids_to_tokens(other))
+            _log.warning(
+                "assistant turns end with %s, which is not the tokenizer's stop token: what "
+                "generates must stop there too (`eos_token_id` in generation_config.json)",
+                names,
+            )
 
     def _conversation(self, chat: ChatTokens) -> Encoded:
         longest = self._config.max_length

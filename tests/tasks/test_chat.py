@@ -64,6 +64,16 @@ def test_turns_of_a_prompt_are_read_not_learned(template):
     assert learned(tokenizer, task.encode(row(context=2))) == ["Asthma.<eos>", "Flu.<eos>"]
 
 
+def test_a_turn_that_ends_otherwise_than_a_text_is_told(caplog):
+    tokenizer, task = encoder(PLAIN.replace("{{ eos_token }}", "<|system|>"))
+    said = [token for token in task.encode(row()).labels if token != IGNORED]
+    assert tokenizer.decode(said) == "Asthma.<|system|>Flu.<|system|>"
+    assert "turns end with <|system|>, which is not the tokenizer's stop token" in caplog.text
+    caplog.clear()
+    encoder(PLAIN)[1].encode(row())
+    assert not caplog.text
+
+
 def test_every_token_is_learned_on_request():
     _, task = encoder(loss_on="all")
     example = task.encode(row())
