@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from fedtune.errors import InputError
+from fedtune.models.context import context_length
 from fedtune.models.padding import filler
 from fedtune.models.saved import Loaded
 
@@ -48,7 +49,7 @@ def generate(
             "the tokenizer has no chat template", mend="leave out `--chat` for this model"
         )
     encoded = [_encode(loaded.tokenizer, prompt, chat) for prompt in prompts]
-    limits = [min(sampling.max_new_tokens, _room(loaded.model, len(ids))) for ids in encoded]
+    limits = [min(sampling.max_new_tokens, _room(loaded, len(ids))) for ids in encoded]
     return [
         _complete(loaded, prompt, ids, sampling, limit)
         for prompt, ids, limit in zip(prompts, encoded, limits, strict=True)
@@ -69,14 +70,14 @@ def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     return ids
 
 
-def _room(model: Any, length: int) -> int:
+def _room(loaded: Loaded, length: int) -> int:
     """Tokens that fit after a prompt of `length` and an adapter's virtual tokens."""
-    settings = getattr(model, "peft_config", {}).get("default")
+    settings = getattr(loaded.model, "peft_config", {}).get("default")
     virtual = getattr(settings, "num_virtual_tokens", None) or 0
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_length(loaded.model, loaded.tokenizer)
     if context is None:
         return 2**31
-    room = int(context) - virtual - length
+    room = context - virtual - length
     if room < 1:
         raise InputError(
             f"the prompt has {length} tokens, and the model has room for {context - virtual}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import Splits, load_splits
 from fedtune.models.adapters import attach_adapter
+from fedtune.models.context import check_context
 from fedtune.models.outline import load_outline
 from fedtune.reports.memory import MemoryEstimate, estimate_memory
 from fedtune.tasks import build_task
@@ -21,6 +22,7 @@ from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
 from fedtune.training.checkpoints import CheckpointFolder
 from fedtune.training.loggers import check_loggers
+from fedtune.training.prepare import base_dtype
 from fedtune.training.run_folder import check_folder
 from fedtune.training.sampling import steps_for
 
@@ -96,7 +98,8 @@ def outline(config: RunConfig) -> Outline:
     """Read the data, and the model's config and tokenizer; attach the adapter to shapes."""
     splits = load_splits(config)
     labels = config.task.labels or splits.labels
-    base = load_outline(config.model, config.task.head, labels)
+    base = load_outline(config.model, config.task.head, labels, dtype=base_dtype(config))
+    check_context(base.model, base.tokenizer, config.adapter, config.task.max_length)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
     with torch.device("meta"):

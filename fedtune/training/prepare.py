@@ -6,10 +6,13 @@ The order prevents silent failures: device, then adapter, then (in the trainer) 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import Splits, load_splits
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_base
+from fedtune.models.context import check_context
 from fedtune.tasks import build_task
 from fedtune.tasks.encoding import EncodedSet, encode_examples
 from fedtune.tasks.packing import check_packing
@@ -35,7 +38,9 @@ def prepare(config: RunConfig) -> Prepared:
     splits = load_splits(config)
     labels = config.task.labels or splits.labels
     where = processes.device()
-    base = load_base(config.model, config.task.head, labels, seed=config.seed)
+    dtype = base_dtype(config)
+    base = load_base(config.model, config.task.head, labels, seed=config.seed, dtype=dtype)
+    check_context(base.model, base.tokenizer, config.adapter, config.task.max_length)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = (encode_examples(task, rows) for rows in (splits.train, splits.test))
     model = attach_adapter(
@@ -44,3 +49,10 @@ def prepare(config: RunConfig) -> Prepared:
     if config.task.packing:
         check_packing(model, config.task.max_length)
     return Prepared(config, model, base.tokenizer, task, splits, train, test)
+
+
+def base_dtype(config: RunConfig) -> torch.dtype:
+    """What the base is held in: frozen weights may be rounded, what is trained stays float32."""
+    frozen = config.adapter.method != "full"
+    rounded = frozen and processes.uses_bf16(config.training, processes.device())
+    return torch.bfloat16 if rounded else torch.float32

@@ -105,6 +105,16 @@ CLASSIFY = ("task.name=sequence_classification",)
 CASES = [
     # data: files
     Case(
+        "rows longer than the model reads",
+        ("task.max_length", "512"),
+        settings=("task.max_length=513",),
+    ),
+    Case(
+        "no room for virtual tokens",
+        ("task.max_length", "set it to 496"),
+        settings=("task.max_length=512", "adapter.method=prefix_tuning"),
+    ),
+    Case(
         "no train file",
         ("none.jsonl", "no such file"),
         settings=("data.train_files=[{tmp}/none.jsonl]",),

@@ -15,8 +15,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from fedtune.cli.main import main
-from fedtune.config.schema import ModelConfig
+from fedtune.config.schema import ModelConfig, RunConfig
 from fedtune.models.base import load_base
+from fedtune.training.prepare import prepare
 
 COMMAND = [sys.executable, "-m", "fedtune"]
 SMALL: dict[str, Any] = {
@@ -113,3 +114,13 @@ def test_two_processes_take_the_steps_of_one(
     assert max(float(t.abs().max()) for n, t in one.items() if "lora_B" in n) > 1e-3
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
     assert len(lines(tmp_path / "two")) == len(lines(tmp_path / "one"))
+
+
+def test_bf16_holds_the_frozen_base_in_half(tmp_path: Path):
+    settings = RunConfig.model_validate({**SMALL, "training": {"precision": "bf16"}})
+    model = prepare(settings).model
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert main(arguments(tmp_path / "run", "training.precision=bf16")) == 0
+    scores = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert scores["trained"]["loss"] < scores["base"]["loss"]
