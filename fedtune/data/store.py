@@ -20,7 +20,7 @@ from fedtune.errors import InputError
 
 _VERSION = 2  # raise it when canonical rows change, so that older stores aren't read
 _SHOWN = 10
-_WRITER_ROWS = 256
+_WRITER_ROWS = 1024
 
 
 @dataclass(frozen=True)

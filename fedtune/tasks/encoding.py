@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedtune.tasks.task import Encoded, Task
 
 _VERSION = 1  # raise it when an encoding changes, so that older files aren't read
 _BATCH_ROWS = 512
+_MAPPED_ROWS = 40 * _BATCH_ROWS
 _TOKENS = pa.list_(pa.int32())
 _SCHEMA = pa.schema({"input_ids": _TOKENS, "labels": _TOKENS, "cut": pa.int32()})
 _log = logging.getLogger(__name__)
@@ -111,8 +113,12 @@ def _write(task: Task, examples: ExampleSet, path: Path) -> None:
 
 def batches(examples: ExampleSet) -> Iterator[list[dict[str, Any]]]:
     """Canonical rows in order, some hundreds at a time."""
-    for batch in examples.rows.iter(_BATCH_ROWS):
-        yield [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+    for start in range(0, len(examples), _MAPPED_ROWS):
+        part = examples.rows.select(range(start, min(start + _MAPPED_ROWS, len(examples))))
+        # a copy maps the file anew, so that the pages of rows that are done with are given back
+        part = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own bytes
+        for batch in part.iter(_BATCH_ROWS):
+            yield [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
 
 def _list_at(column: pa.ListArray, place: int) -> list[int]:
