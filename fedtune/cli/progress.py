@@ -38,7 +38,7 @@ class PlainTraining:
     """A line every ten seconds or tenth of the run, and one for each evaluation."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._told, self._began = console, -math.inf, time.monotonic()
+        self._console, self._told, self._began = console, -math.inf, 0.0
         self._first: int | None = None
 
     def __call__(self, event: Event) -> None:
@@ -46,8 +46,9 @@ class PlainTraining:
         if isinstance(event, Evaluated):
             _line(self._console, _evaluated(event))
         if isinstance(event, StepDone):
-            self._first = event.step - 1 if self._first is None else self._first
             now = time.monotonic()
+            if self._first is None:  # what came before the first step says nothing of the rest
+                self._first, self._began = event.step - 1, now - event.seconds
             tenth = max(1, event.steps // _LINES_A_RUN)
             due = event.step % tenth == 0 or now - self._told >= _LINE_SECONDS
             if due or event.step == event.steps:
