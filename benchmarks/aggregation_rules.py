@@ -1,6 +1,6 @@
 """Aggregation rules on skewed silos: held-out loss and bytes, three seeds each.
 
-    PYTHONPATH=.:server:client:simulations python benchmarks/aggregation_rules.py [notes] [medquad]
+    python -m benchmarks.aggregation_rules [notes] [medquad]
 
 `notes`: the embedded clinical notes by specialty, embedded Llama. `medquad`: questions and answers
 by institute; needs the data and model that `simulations/scenarios/medquad.yaml` names, from the
@@ -46,11 +46,11 @@ CASES: dict[str, dict[str, Any]] = {
             "source": "files",
             "train_files": ["../shared/data/medquad/medquad.jsonl"],
             "columns": {"prompt": "question", "completion": "answer"},
-            "test_fraction": 0.05,
+            "test_fraction": 0.03,
         },
         "task": {"max_length": 128},
-        "training": {"learning_rate": 0.005, "max_steps": 6, "batch_size": 8},
-        "federation": {"rounds": 5, "partition": {"by": "column", "column": "source"}},
+        "training": {"learning_rate": 0.005, "max_steps": 5, "batch_size": 8},
+        "federation": {"rounds": 4, "partition": {"by": "column", "column": "source"}},
     },
 }
 

@@ -1,6 +1,6 @@
 """Wall time of the rounds against the sum of the silos' own training times.
 
-    PYTHONPATH=.:server:client:simulations python benchmarks/engine_overhead.py
+    python -m benchmarks.engine_overhead
 
 The demo's model, data and silos, in process. A silo's own time is its trainer's; on top are the
 messages, the aggregation and the checkpoint. The claim: at most 5 % on top. (The coordinator's own

@@ -1,6 +1,6 @@
 """The same apps in process and on Ray: 10 silos, 3 rounds; wall time and peak memory.
 
-    PYTHONPATH=.:server:client:simulations python benchmarks/engines.py
+    python -m benchmarks.engines
 
 A process each, started as a user does; memory is the resident size of it and all its descendants,
 sampled 20 times a second (pages that processes share count in each).

@@ -1,6 +1,6 @@
 """Peak memory of the server's round loop, in adapters beyond the one that is being trained.
 
-    PYTHONPATH=.:server:client:simulations python benchmarks/server_memory.py
+    python -m benchmarks.server_memory
 
 A fresh process for each number of silos; the peak resident size of three rounds, over what it was
 with the first adapter loaded. Silos make their reply's bytes and keep nothing. The claim: at most
@@ -68,7 +68,10 @@ def main() -> None:
     print(f"silos  adapters beyond the model's  of the {ALLOWED:.0f} allowed")
     for silos in (2, 10, 50):
         done = subprocess.run(
-            [sys.executable, __file__, str(silos)], check=True, capture_output=True, text=True
+            [sys.executable, "-m", "benchmarks.server_memory", str(silos)],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         adapters = float(done.stdout)
         print(f"{silos:5}  {adapters:27.2f}  {adapters / ALLOWED:16.2f}")

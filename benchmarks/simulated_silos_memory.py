@@ -1,6 +1,6 @@
 """Peak memory of a simulation of 100 silos over that of 2.
 
-    PYTHONPATH=.:server:client:simulations python benchmarks/simulated_silos_memory.py
+    python -m benchmarks.simulated_silos_memory
 
 The same embedded data, divided at random into more or fewer silos; a fresh process each. The claim:
 at most 1.3 times.
@@ -42,7 +42,7 @@ def main() -> None:
     print(machine())
     peaks = {}
     for silos in (2, 2, 100):  # the first fills the cache of encoded examples
-        command = [sys.executable, __file__, str(silos)]
+        command = [sys.executable, "-m", "benchmarks.simulated_silos_memory", str(silos)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[silos] = int(done.stdout.splitlines()[-1])
     ratio = peaks[100] / peaks[2]
