@@ -5,16 +5,19 @@ cores as this process's torch has threads (`OMP_NUM_THREADS`), because the numbe
 the last bits of a sum: with equal numbers both engines give the same adapter.
 """
 
+import contextlib
 import functools
 import logging
 import os
+import signal
+import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import ray
 import torch
 from fedtune_client.app import make_client_app
 from fedtune_server.roster import find_silos
@@ -23,13 +26,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedtune import telemetry
 from fedtune.config.schema import RunConfig
-from fedtune.errors import RunFailedError
+from fedtune.training.interrupts import deferred
 from fedtune_simulations.engines import Coordinate, Outcome
 from fedtune_simulations.events import Listener
 from fedtune_simulations.setting import Setting, SimulatedSilo, prepare
 
 _POLL_SECONDS = 0.05
-_ENDING_SECONDS = 20.0
+_ENDING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,31 +64,49 @@ def on_ray(setting: Setting, on_work: Listener | None, coordinate: Coordinate) -
 
     config, outcome = setting.config, []
     load = SiloOfWorker(config.model_dump_json(), torch.get_num_threads())
-    server, stop = ServerApp(), threading.Event()
+    server, told_to_stop = ServerApp(), [lambda: False]
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        grid = _Stoppable(grid, stop)
-        nodes = find_silos(
-            grid,
-            setting.silos,
-            min_silos=config.federation.min_silos,
-            timeout_seconds=config.federation.round_timeout_seconds,
-            poll_seconds=_POLL_SECONDS,
-        )
-        started.extend(psutil.Process().children(recursive=True))
-        outcome.append(coordinate(grid, nodes, _POLL_SECONDS))
+        grid = _Stoppable(grid, lambda: told_to_stop[0]())
+        try:
+            nodes = find_silos(
+                grid,
+                setting.silos,
+                min_silos=config.federation.min_silos,
+                timeout_seconds=config.federation.round_timeout_seconds,
+                poll_seconds=_POLL_SECONDS,
+            )
+            outcome.append(coordinate(grid, nodes, _POLL_SECONDS))
+        finally:  # while Ray still runs
+            started.extend(psutil.Process().children(recursive=True))
 
     started: list[psutil.Process] = []
+    app = make_client_app(load, load.name)
     try:
-        with _quiet():
-            run_simulation(
-                server, make_client_app(load, load.name), len(setting.silos), "ray", _resources()
-            )
+        _start_ray()
+        # after Ray, which takes the signals for itself; before them the runtime ends in good order
+        with deferred() as told_to_stop[0], _quiet():
+            with contextlib.suppress(_StoppedError):
+                run_simulation(server, app, len(setting.silos), "ray", _resources())
     finally:
-        stop.set()
+        ray.shutdown()
         _await_end(started)
     return outcome[0]
+
+
+def _start_ray() -> None:
+    """A Ray of this process, or the cluster that RAY_ADDRESS names; workers see no telemetry on."""
+    variables = {**telemetry.OFF, "PYTHONPATH": os.pathsep.join(sys.path)}
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        runtime_env={"env_vars": variables},
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @functools.lru_cache(maxsize=1)
@@ -107,20 +128,24 @@ def _await_end(started: list[psutil.Process]) -> None:
     psutil.wait_procs(stayed, timeout=_ENDING_SECONDS)
 
 
-class _Stoppable:
-    """A grid on which the coordinator's thread ends when the main thread was interrupted."""
+class _StoppedError(Exception):
+    """A signal came: the coordinator goes no further."""
 
-    def __init__(self, grid: Grid, stop: threading.Event) -> None:
-        self._grid, self._stop = grid, stop
+
+class _Stoppable:
+    """A grid on which the coordinator's thread ends when the main thread was told to stop."""
+
+    def __init__(self, grid: Grid, told_to_stop: Callable[[], bool]) -> None:
+        self._grid, self._told_to_stop = grid, told_to_stop
         self.get_node_ids, self.push_messages = grid.get_node_ids, grid.push_messages
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        if self._stop.is_set():
-            raise RunFailedError("interrupted")
+        if self._told_to_stop():
+            raise _StoppedError
         return self._grid.pull_messages(message_ids)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Flower's own progress lines stay out of ours; failures are told in the rounds' reports."""
     logger = logging.getLogger("flwr")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -45,3 +46,25 @@ def test_both_engines_give_the_same_adapter_and_no_process_stays(
     one, other = (load_file(file) for file in files)
     assert one.keys() == other.keys()
     assert all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_run_on_ray_with_one_message_and_no_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({**SMALL, "output": {"dir": str(tmp_path / "run")}}))
+    given = ["simulate", str(file), "federation.engine=ray", "federation.rounds=1000"]
+    process = psutil.Popen([sys.executable, "-c", CODE, *given], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = process.children(recursive=True)
+    assert workers
+    process.terminate()
+    assert process.wait(timeout=120) == 143
+    assert "fedtune: terminated\n  to go on: fedtune simulate" in process.stderr.read()
+    assert not [worker for worker in workers if worker.is_running()]
