@@ -12,12 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False
+    )
+
+    def changed(self, field: str) -> bool:
+        """Whether `field` is set to something other than its default."""
+        default = type(self).model_fields[field].get_default(call_default_factory=True)
+        return bool(getattr(self, field) != default)
 
 
 class ModelConfig(Section):
@@ -31,6 +39,13 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Leave false in a hospital."
     )
+
+    @model_validator(mode="after")
+    def _embedded_model_has_no_versions(self) -> "ModelConfig":
+        for field in ("revision", "trust_remote_code"):
+            if self.changed(field) and self.path == "embedded":
+                raise ValueError(f"`{field}` can't be used with `path: embedded`")
+        return self
 
 
 class ColumnsConfig(Section):
@@ -88,6 +103,11 @@ class DataConfig(Section):
             )
         if self.source != "hub" and self.hub_id:
             raise ValueError(f"`hub_id` needs `source: hub`, not `source: {self.source}`")
+        for source, field in (("hub", "hub_split"), ("embedded", "embedded_patients")):
+            if self.changed(field) and self.source != source:
+                raise ValueError(f"`{field}` needs `source: {source}`, not `source: {self.source}`")
+        if self.changed("test_fraction") and self.test_files:
+            raise ValueError("`test_fraction` can't be used with `test_files`")
         return self
 
 
@@ -116,6 +136,19 @@ class TaskConfig(Section):
     def head(self) -> Literal["causal_lm", "sequence_classification"]:
         """The kind of model that the task trains: one that says the next token, or one class."""
         return "sequence_classification" if self.name == "sequence_classification" else "causal_lm"
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_task(self) -> "TaskConfig":
+        for field, name in (
+            ("loss_on", "causal_lm"),
+            ("packing", "causal_lm"),
+            ("labels", "sequence_classification"),
+        ):
+            if self.changed(field) and self.name != name:
+                raise ValueError(f"`{field}` needs `name: {name}`, not `name: {self.name}`")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("`labels` names a label twice")
+        return self
 
 
 class AdapterConfig(Section):
@@ -149,8 +182,7 @@ class AdapterConfig(Section):
     def _settings_belong_to_the_method(self) -> "AdapterConfig":
         for methods, fields in _ADAPTER_FIELDS:
             for field in fields:
-                changed = getattr(self, field) != type(self).model_fields[field].default
-                if changed and self.method not in methods:
+                if self.changed(field) and self.method not in methods:
                     raise ValueError(
                         f"`{field}` needs `method: {' or '.join(methods)}`, "
                         f"not `method: {self.method}`"
@@ -180,7 +212,7 @@ class TrainingConfig(Section):
 
     learning_rate: PositiveFloat = Field(2e-3, description="Peak learning rate.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer.")
-    momentum: Fraction = Field(0.0, description="sgd: momentum.")
+    momentum: BelowOne = Field(0.0, description="sgd: momentum.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Weight decay.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Decay after warm-up."
@@ -216,6 +248,8 @@ class TrainingConfig(Section):
             raise ValueError("`early_stopping_patience` needs `training.eval_steps`")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError("`momentum` needs `optimizer: sgd`")
+        if self.max_steps and self.changed("num_epochs"):
+            raise ValueError("`num_epochs` needs `max_steps: null`")
         return self
 
 
@@ -231,16 +265,50 @@ class PartitionConfig(Section):
     silos: PositiveInt = Field(8, le=100_000, description="Number of silos, unless `by: column`.")
     alpha: PositiveFloat = Field(0.5, description="Dirichlet concentration; smaller: more skew.")
 
+    @model_validator(mode="after")
+    def _settings_belong_to_the_rule(self) -> "PartitionConfig":
+        for rules, fields in _PARTITION_FIELDS:
+            for field in fields:
+                if self.changed(field) and self.by not in rules:
+                    raise ValueError(
+                        f"`{field}` needs `by: {' or '.join(rules)}`, not `by: {self.by}`"
+                    )
+        return self
+
+
+_PARTITION_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("column",), ("column",)),
+    (("iid", "dirichlet", "quantity"), ("silos",)),
+    (("dirichlet", "quantity"), ("alpha",)),
+)
+
 
 class ServerOptimizerConfig(Section):
     """How the averaged delta moves the global adapter."""
 
     name: Literal["none", "fedavgm", "fedadam"] = Field("none", description="Server optimizer.")
     learning_rate: PositiveFloat = Field(1.0, description="Server learning rate.")
-    momentum: Fraction = Field(0.9, description="fedavgm: momentum.")
-    beta1: Fraction = Field(0.9, description="fedadam: first moment decay.")
-    beta2: Fraction = Field(0.99, description="fedadam: second moment decay.")
+    momentum: BelowOne = Field(0.9, description="fedavgm: momentum.")
+    beta1: BelowOne = Field(0.9, description="fedadam: first moment decay.")
+    beta2: BelowOne = Field(0.99, description="fedadam: second moment decay.")
     tau: PositiveFloat = Field(1e-3, description="fedadam: adaptivity floor.")
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_optimizer(self) -> "ServerOptimizerConfig":
+        for names, fields in _SERVER_OPTIMIZER_FIELDS:
+            for field in fields:
+                if self.changed(field) and self.name not in names:
+                    raise ValueError(
+                        f"`{field}` needs `name: {' or '.join(names)}`, not `name: {self.name}`"
+                    )
+        return self
+
+
+_SERVER_OPTIMIZER_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("fedavgm", "fedadam"), ("learning_rate",)),
+    (("fedavgm",), ("momentum",)),
+    (("fedadam",), ("beta1", "beta2", "tau")),
+)
 
 
 class FederationConfig(Section):
@@ -265,7 +333,7 @@ class FederationConfig(Section):
     )
     server_optimizer: ServerOptimizerConfig = Field(default_factory=ServerOptimizerConfig)
     silo_ranks: dict[str, PositiveInt] = Field(
-        default_factory=dict, description="`svd` only: silo name to a rank below `lora_r`."
+        default_factory=dict, description="`svd` only: silo name to a rank of at most `lora_r`."
     )
     round_timeout_seconds: PositiveFloat = Field(
         3600.0, description="Deadline of a round: later replies are not waited for."
@@ -321,15 +389,6 @@ class RunConfig(Section):
                 f"`task.packing` can't be used with `adapter.method: {adapter.method}`: only the "
                 "first example of a row would follow the prompt"
             )
-        if self.task.packing and self.task.name != "causal_lm":
-            raise ValueError("`task.packing` needs `task.name: causal_lm`")
-        if self.task.packing and adapter.method in ("prefix_tuning", "prompt_tuning"):
-            raise ValueError(
-                f"`task.packing` can't be used with `adapter.method: {adapter.method}`: virtual "
-                "tokens stand before a row, not before each example"
-            )
-        if self.task.labels and self.task.name != "sequence_classification":
-            raise ValueError("`task.labels` needs `task.name: sequence_classification`")
         if self.task.name == "sequence_classification" and self.data.format not in (
             "auto",
             "text_label",
