@@ -155,3 +155,13 @@ def load_partition(path: Path, *, examples: ExampleSet | None = None) -> Partiti
             "the partition was made for other data", where=path, mend="delete it and run again"
         )
     return dict(sorted(silos.items()))
+
+
+def check_partition(path: Path, silos: Partition, examples: ExampleSet) -> None:
+    """Raise `InputError` unless the partition saved at `path` is `silos`, and of `examples`."""
+    if load_partition(path, examples=examples) != silos:
+        raise InputError(
+            "these are not the silos that the settings make of the data",
+            where=path,
+            mend="restore the file, or start again in another `output.dir`",
+        )

@@ -11,7 +11,7 @@ from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silo
 from fedtune.aggregation.fedex import most_residual_bytes
 from fedtune.aggregation.rules import build_rule
 from fedtune.config.schema import RunConfig
-from fedtune.data.partition import load_partition, partition
+from fedtune.data.partition import check_partition, partition
 from fedtune.reports.dry_run import DryRun, facts, outline
 from fedtune.tensors import Spec, TensorSet, payload_size
 from fedtune.training.run_folder import check_folder
@@ -52,7 +52,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     blank = _blank(found.spec)
     divided = out / "partition.json"
     if resume and divided.exists():
-        load_partition(divided, examples=found.splits.train)
+        check_partition(divided, chosen, found.splits.train)
     if resume and (saved := load_latest(out / "checkpoints", config.hash)):
         check_fits(saved, blank, out / "checkpoints")
     state = rule.start(blank)

@@ -15,7 +15,7 @@ from fedtune.aggregation.rules import build_rule
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
-from fedtune.data.partition import load_partition, save_partition
+from fedtune.data.partition import check_partition, save_partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.residual import folded
@@ -67,7 +67,7 @@ def simulate(
     claim_folder(out, config, resume=resume)
     divided = out / "partition.json"
     if resume and divided.exists():
-        load_partition(divided, examples=setting.splits.train)
+        check_partition(divided, setting.partition, setting.splits.train)
     else:
         save_partition(setting.partition, divided, fingerprint=setting.splits.train.fingerprint)
 

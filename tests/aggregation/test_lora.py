@@ -42,6 +42,13 @@ def test_fedex_is_exact():
     assert (mean.rank, residual.rank) == (2, 4)  # k silos leave (k - 1) * r
 
 
+def test_a_small_part_of_a_residual_is_kept_and_rounding_is_not():
+    b, a = torch.eye(12, 3), torch.eye(3, 9)
+    found = shrink(LowRank(b * torch.tensor([1.0, 1e-5, 1e-9]), a))
+    assert found.rank == 2
+    assert torch.allclose(dense(found)[1, 1], torch.tensor(1e-5).double(), rtol=1e-4)
+
+
 def test_equal_silos_leave_no_residual():
     silo = parts([2])[0]
     _, residual = fedex([silo, silo], [1, 3])
@@ -104,7 +111,9 @@ def test_svd_rule_with_a_smaller_silo_means_what_acts_on_the_model():
     fold, acts = rule.fold(state), []
     for silo, rank, weight in (("a", 4, 1.0), ("b", 1, 3.0)):
         received = rule.received_by(rule.group_of(silo), state)
-        delta = received.map(torch.ones_like)
+        delta = TensorSet(
+            {**received.map(torch.ones_like).tensors, "head.weight": torch.full((2,), weight)}
+        )
         fold.add(silo, delta, weight)
         acts.append(weight * effect(received + delta, 8.0 / rank))
     result = fold.result().adapter
@@ -112,7 +121,7 @@ def test_svd_rule_with_a_smaller_silo_means_what_acts_on_the_model():
     assert torch.allclose(
         effect(result, 8.0 / 4), best.U[:, :4] * best.S[:4] @ best.Vh[:4], atol=1e-4
     )
-    assert result["head.weight"].tolist() == [1.0, 1.0]
+    assert result["head.weight"].tolist() == [2.5, 2.5]  # (1 * 1 + 3 * 3) / 4
 
 
 def test_a_smaller_silo_receives_the_leading_part():
@@ -140,12 +149,14 @@ def test_fedex_acts_as_the_mean_of_what_acted_in_the_silos_round_after_round():
     rule, scale = FedEx(2.0), 2.0
     state = rule.start(adapter(2))
     for number in (1, 2, 3):
-        fold, acts = rule.fold(state), []
+        fold, acts, heads = rule.fold(state), [], []
         for silo, weight in (("a", 1.0), ("b", 3.0), ("c", 2.0)):
             delta = state.adapter.map(torch.randn_like)
             fold.add(silo, delta, weight)
             acts.append(weight * (effect(state.adapter + delta, scale) + residual_of(state)))
+            heads.append(weight * (state.adapter + delta)["head.weight"])
         state = fold.result()
+        assert torch.allclose(state.adapter["head.weight"], sum(heads) / 6, atol=1e-6)
         wanted = sum(acts) / 6
         assert torch.allclose(effect(state.adapter, scale) + residual_of(state), wanted, atol=1e-4)
         # two of three silos differ from the mean, at rank 2 each; a 6 x 5 matrix has rank 5

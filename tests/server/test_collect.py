@@ -13,7 +13,17 @@ from fedtune_client.app import LocalUpdate, reply
 from fedtune_server.collect import Request, collect
 from fedtune_server.messages import Update, instruction, read_update
 from fedtune_simulations.grid import InProcessGrid
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.common.constant import ErrorCode
 
 from fedtune.tensors import TensorSet
 
@@ -80,6 +90,35 @@ def test_a_node_that_has_gone_is_unreachable():
             return [i for i in super().push_messages(messages) if not i.endswith("-2")]
 
     assert run(Gone(answer, ["a", "b", "c"])) == (["a", "c"], [("b", "unreachable")])
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (ErrorCode.MESSAGE_UNAVAILABLE, "unreachable"),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "unreachable"),
+        (ErrorCode.NODE_UNAVAILABLE, "unreachable"),
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "client_error"),
+        (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, "client_error"),
+    ],
+)
+def test_flowers_errors_are_told_apart(code: int, reason: str):
+    def broken(message: Message, context: Context) -> Message:
+        return Message(Error(code, "why"), reply_to=message)
+
+    assert run(InProcessGrid(broken, ["a"])) == ([], [("a", reason)])
+
+
+def test_flower_keeps_a_message_longer_than_its_deadline():
+    """Else replies that came in time would be gone before they are fetched."""
+    kept: list[float] = []
+
+    def noted(message: Message, context: Context) -> Message:
+        kept.append(message.metadata.ttl)
+        return answer(message, context)
+
+    run(InProcessGrid(noted, ["a"]), timeout_seconds=60.0)
+    assert kept[0] >= 60.0 + 60.0
 
 
 def test_one_reply_is_alive_at_a_time():

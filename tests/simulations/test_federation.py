@@ -134,6 +134,17 @@ def test_a_lost_quorum_stops_the_run_and_keeps_the_last_finished_round(tmp_path:
     assert state.adapter.digest() == federate()[0].adapter.digest()
 
 
+def test_an_aggregate_that_overflows_stops_the_run_before_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # each delta is finite, and so passes as a reply; momentum adds them up
+    huge = LocalUpdate(TensorSet({"w": torch.full((3,), 2e38)}), 1)
+    monkeypatch.setattr(LeastSquares, "train", lambda silo, told: huge)
+    with pytest.raises(RunFailedError, match="round 2: the aggregated adapter has NaN or inf"):
+        federate(optimizer="fedavgm", checkpoints=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
+
+
 def test_silos_after_the_deadline_are_late():
     with pytest.raises(RunFailedError, match=r"(?s)0 good replies.*d: late"):
         federate(federation={"round_timeout_seconds": 1e-9})
@@ -181,6 +192,13 @@ def test_evaluation_and_bytes_are_reported():
     )
     assert (seen[0].loss, seen[0].metric) == (7.0, 0.25)
     assert (seen[0].bytes_down, seen[0].bytes_up) == (4 * 12, 4 * 12)
+
+
+def test_without_an_evaluation_the_silos_losses_are_weighted_by_their_examples():
+    _, (report,) = federate(federation={"rounds": 1})
+    told = [LeastSquares(name).train(Instruction(START, 1)) for name in SIZES]
+    mean = sum(update.metrics["loss"] * update.examples for update in told) / sum(SIZES.values())
+    assert report.loss == pytest.approx(mean)
 
 
 def test_a_silo_runs_only_when_its_reply_is_pulled():

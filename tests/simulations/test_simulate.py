@@ -1,13 +1,16 @@
 """`fedtune simulate` through the command line, on the embedded model and notes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from fedtune_client.app import Instruction
 from fedtune_server.reports import RoundReport
 from fedtune_simulations.dry_run import dry_run
-from fedtune_simulations.setting import SimulatedSilo, prepare
+from fedtune_simulations.events import Working
+from fedtune_simulations.setting import SimulatedSilo, prepare, silo_seed
 from fedtune_simulations.simulate import simulate
 from mlflow.tracking import MlflowClient
 from peft import PeftModel
@@ -17,9 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import fedtune
 from fedtune.cli.main import main
 from fedtune.config.schema import RunConfig
-from fedtune.models.adapters import read_state
+from fedtune.models.adapters import read_state, write_state
 from fedtune.models.base import load_base
+from fedtune.models.residual import folded
 from fedtune.tasks.evaluation import evaluate
+from fedtune.tensors import TensorSet
 from fedtune.training.trainer import Trainer
 
 SMALL = {
@@ -27,6 +32,14 @@ SMALL = {
     "task": {"max_length": 160},
     "training": {"max_steps": 2, "batch_size": 4},
     "federation": {"rounds": 3},
+}
+
+WHOLE_BATCH = {
+    "optimizer": "sgd",
+    "learning_rate": 0.5,
+    "batch_size": 1000,
+    "micro_batch_size": 16,
+    "max_grad_norm": None,
 }
 
 
@@ -99,14 +112,7 @@ def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_p
     settings = RunConfig.model_validate(
         {
             **SMALL,
-            "training": {
-                "optimizer": "sgd",
-                "learning_rate": 0.5,
-                "max_steps": 1,
-                "batch_size": 1000,
-                "micro_batch_size": 16,
-                "max_grad_norm": None,
-            },
+            "training": {**WHOLE_BATCH, "max_steps": 1},
             "federation": {"rounds": 1},
         }
     )
@@ -119,6 +125,76 @@ def test_one_sgd_step_of_all_silos_is_one_central_step_on_the_pooled_batch(tmp_p
     assert max(float(t.abs().max()) for n, t in central.tensors.items() if "lora_B" in n) > 1e-3
     for name, tensor in central.tensors.items():
         assert torch.allclose(federated[name.replace(".default", "")], tensor, atol=1e-6), name
+
+
+def trained(steps: int, mu: float) -> TensorSet:
+    settings = RunConfig.model_validate(
+        {
+            **SMALL,
+            "training": {**WHOLE_BATCH, "max_steps": steps},
+            "federation": {"proximal_mu": mu},
+        }
+    )
+    setting = prepare(settings)
+    told = Instruction(read_state(setting.model), 1)
+    return SimulatedSilo(min(setting.silos), setting).train(told).delta
+
+
+def test_fedprox_pulls_each_step_towards_what_the_silo_received():
+    # w1 = w0 - rate g(w0); w2 = w1 - rate (g(w1) + mu (w1 - w0))
+    pull = trained(2, mu=0.3) - trained(2, mu=0.0)
+    wanted = trained(1, mu=0.3) * (-0.5 * 0.3)
+    assert wanted.norm() > 1e-3
+    assert (pull - wanted).norm() < 1e-3 * wanted.norm()
+
+
+def test_a_silo_trains_with_the_residual_in_place():
+    settings = RunConfig.model_validate(
+        {
+            **SMALL,
+            "training": {**WHOLE_BATCH, "max_steps": 1},
+            "federation": {"aggregation": "fedex"},
+        }
+    )
+    setting = prepare(settings)
+    adapter = read_state(setting.model)
+    torch.manual_seed(0)
+    residual = adapter.map(lambda tensor: 0.1 * torch.randn_like(tensor))
+    name = min(setting.silos)
+    losses = [
+        SimulatedSilo(name, setting).train(Instruction(adapter, 1, added)).metrics["loss"]
+        for added in (residual, TensorSet({}))
+    ]
+    write_state(setting.model, adapter)
+    # the loss of the one step is that of the weights it began with
+    whole = evaluate(setting.task, folded(setting.model, residual), setting.silos[name], 16)
+    assert losses[0] == pytest.approx(whole["loss"], abs=1e-4)
+    assert abs(losses[0] - losses[1]) > 1e-2
+
+
+def test_each_silo_and_round_draws_its_own_order():
+    seeds = {silo_seed(s, name, number) for s in (0, 1) for name in "ab" for number in (1, 2)}
+    assert len(seeds) == 8
+
+
+def test_what_it_is_compared_with_takes_as_many_steps(tmp_path: Path):
+    federation = {"rounds": 2, "partition": {"by": "quantity", "silos": 2}}
+    training = {"num_epochs": 1.0, "batch_size": 16}
+    settings = RunConfig.model_validate(
+        {
+            "data": {"embedded_patients": 16},
+            "task": {"max_length": 96},
+            "training": training,
+            "federation": federation,
+        }
+    )
+    heard: list[Working] = []
+    result = simulate(settings, tmp_path / "run", on_work=heard.append)
+    taken = {work.who: work.steps for work in heard if work.round is None}
+    own = {name: 2 * math.ceil(rows / 16) for name, rows in result.silos.items()}
+    assert taken == {f"{name} alone": n for name, n in own.items()} | {"central": sum(own.values())}
+    best, mean = (result.comparison[f"{which} silo alone"]["loss"] for which in ("best", "mean"))
+    assert best < mean
 
 
 @pytest.mark.parametrize(
@@ -153,6 +229,19 @@ def test_resuming_over_other_data_is_refused(tmp_path: Path, capsys: pytest.Capt
     data.write_text(data.read_text().replace("word 3", "worse 3"))
     assert run(tmp_path / "run", *given, "--resume") == 2
     assert "partition.json: the partition was made for other data" in capsys.readouterr().err
+
+
+def test_resuming_with_other_silos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    given = ("federation.rounds=1", "--no-compare")
+    assert run(tmp_path / "run", *given) == 0
+    saved = tmp_path / "run" / "partition.json"
+    divided = json.loads(saved.read_text())
+    first, second, *_ = divided["silos"].values()
+    first.append(second.pop())  # another numpy's draws, or a hand that moved a row
+    saved.write_text(json.dumps(divided))
+    for more in ([], ["--dry-run"]):
+        assert run(tmp_path / "run", *given, "--resume", *more) == 2
+        assert "partition.json: these are not the silos" in capsys.readouterr().err
 
 
 def test_fedex_the_saved_adapter_is_what_the_run_scored_and_resume_is_bit_equal(tmp_path: Path):

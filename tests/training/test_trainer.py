@@ -189,6 +189,12 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         fit(optimizer="sgd", learning_rate=1e30, max_grad_norm=None)
 
 
+def test_a_step_is_taken_at_the_schedules_rate():
+    given = {"dropout": 0.0, "max_steps": 1, "optimizer": "sgd", "max_grad_norm": None}
+    whole, half = fit(**given)[0].delta, fit(**given, warmup_steps=2)[0].delta
+    assert (half * 2.0 - whole).norm() < 1e-4 * whole.norm()
+
+
 def test_each_step_draws_its_own_dropout_and_draws_it_again():
     drawn = []
     for step in (0, 1, 0):
