@@ -7,8 +7,6 @@ the second moment starting at tau squared, as printed there.
 
 from collections.abc import Mapping
 
-import torch
-
 from fedtune.config.schema import ServerOptimizerConfig
 from fedtune.tensors import TensorSet
 
@@ -35,9 +33,7 @@ def server_step(
         return state + momentum * config.learning_rate, {"momentum": momentum}
     if config.name == "fedadam":
         return _fedadam(config, state, delta, moments)
-    rate = config.learning_rate
-    moved = torch.add(state.flat(), delta.flat(), alpha=rate)
-    return TensorSet.of_flat(moved, state.spec), {}
+    return TensorSet.of_flat(state.flat() + delta.flat(), state.spec), {}
 
 
 def _fedadam(

@@ -22,7 +22,7 @@ def two_steps(config: ServerOptimizerConfig) -> list[float]:
 
 
 def test_none_adds_the_delta():
-    assert two_steps(ServerOptimizerConfig(name="none", learning_rate=0.5)) == [2.0, 3.0]
+    assert two_steps(ServerOptimizerConfig(name="none")) == [3.0, 5.0]
 
 
 def test_fedavgm():

@@ -42,7 +42,8 @@ def test_any_partition_is_sound_or_refused(
     units: list[int], silos: int, by: Any, alpha: float, seed: int
 ) -> None:
     data = examples(units, labels=[unit % 3 for unit in units])
-    config = PartitionConfig(by=by, silos=silos, alpha=alpha)
+    skew = {} if by == "iid" else {"alpha": alpha}
+    config = PartitionConfig(by=by, silos=silos, **skew)
     try:
         parts = partition(data, config, seed)
     except InputError:
