@@ -6,6 +6,7 @@ generated from them.
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -26,6 +27,19 @@ class Section(BaseModel):
         """Whether `field` is set to something other than its default."""
         default = type(self).model_fields[field].get_default(call_default_factory=True)
         return bool(getattr(self, field) != default)
+
+    def refuse_idle(self, choice: str, fields_of: Mapping[str, Sequence[str]]) -> None:
+        """Raise ValueError on a field that is set and that the value of `choice` does not use.
+
+        `fields_of` names the values of `choice` that use each field.
+        """
+        chosen = getattr(self, choice)
+        for field, users in fields_of.items():
+            if self.changed(field) and chosen not in users:
+                raise ValueError(
+                    f"`{field}` needs `{choice}: {' or '.join(users)}`, not `{choice}: {chosen}`; "
+                    "leave it at its default"
+                )
 
 
 class ModelConfig(Section):
@@ -103,9 +117,7 @@ class DataConfig(Section):
             )
         if self.source != "hub" and self.hub_id:
             raise ValueError(f"`hub_id` needs `source: hub`, not `source: {self.source}`")
-        for source, field in (("hub", "hub_split"), ("embedded", "embedded_patients")):
-            if self.changed(field) and self.source != source:
-                raise ValueError(f"`{field}` needs `source: {source}`, not `source: {self.source}`")
+        self.refuse_idle("source", {"hub_split": ("hub",), "embedded_patients": ("embedded",)})
         if self.changed("test_fraction") and self.test_files:
             raise ValueError("`test_fraction` can't be used with `test_files`")
         return self
@@ -117,7 +129,7 @@ class TaskConfig(Section):
     name: Literal["causal_lm", "sequence_classification"] = Field(
         "causal_lm", description="The task."
     )
-    max_length: PositiveInt = Field(256, le=1_048_576, description="Tokens kept of an example.")
+    max_length: int = Field(256, ge=2, le=1_048_576, description="Tokens kept of an example.")
     loss_on: Literal["completion", "all"] = Field(
         "completion",
         description="causal_lm: learn the completion (or assistant turns) only, or every token.",
@@ -139,13 +151,8 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_task(self) -> "TaskConfig":
-        for field, name in (
-            ("loss_on", "causal_lm"),
-            ("packing", "causal_lm"),
-            ("labels", "sequence_classification"),
-        ):
-            if self.changed(field) and self.name != name:
-                raise ValueError(f"`{field}` needs `name: {name}`, not `name: {self.name}`")
+        language, classes = ("causal_lm",), ("sequence_classification",)
+        self.refuse_idle("name", {"loss_on": language, "packing": language, "labels": classes})
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("`labels` names a label twice")
         return self
@@ -180,13 +187,7 @@ class AdapterConfig(Section):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_method(self) -> "AdapterConfig":
-        for methods, fields in _ADAPTER_FIELDS:
-            for field in fields:
-                if self.changed(field) and self.method not in methods:
-                    raise ValueError(
-                        f"`{field}` needs `method: {' or '.join(methods)}`, "
-                        f"not `method: {self.method}`"
-                    )
+        self.refuse_idle("method", _ADAPTER_FIELDS)
         if self.target_modules == [] or (
             isinstance(self.target_modules, str) and self.target_modules != "all-linear"
         ):
@@ -198,13 +199,15 @@ class AdapterConfig(Section):
         return self
 
 
-_LORA = ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "freeze_a")
-_ADAPTER_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("lora",), _LORA),
-    (("lora", "ia3"), ("target_modules",)),
-    (("prefix_tuning", "prompt_tuning"), ("num_virtual_tokens",)),
-    (("lora", "ia3", "prefix_tuning", "prompt_tuning"), ("init_from",)),
-)
+_PROMPTS = ("prefix_tuning", "prompt_tuning")
+_ADAPTER_FIELDS = {
+    **dict.fromkeys(
+        ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "freeze_a"), ("lora",)
+    ),
+    "target_modules": ("lora", "ia3"),
+    "num_virtual_tokens": _PROMPTS,
+    "init_from": ("lora", "ia3", *_PROMPTS),
+}
 
 
 class TrainingConfig(Section):
@@ -267,20 +270,15 @@ class PartitionConfig(Section):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_rule(self) -> "PartitionConfig":
-        for rules, fields in _PARTITION_FIELDS:
-            for field in fields:
-                if self.changed(field) and self.by not in rules:
-                    raise ValueError(
-                        f"`{field}` needs `by: {' or '.join(rules)}`, not `by: {self.by}`"
-                    )
+        self.refuse_idle("by", _PARTITION_FIELDS)
         return self
 
 
-_PARTITION_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("column",), ("column",)),
-    (("iid", "dirichlet", "quantity"), ("silos",)),
-    (("dirichlet", "quantity"), ("alpha",)),
-)
+_PARTITION_FIELDS = {
+    "column": ("column",),
+    "silos": ("iid", "dirichlet", "quantity"),
+    "alpha": ("dirichlet", "quantity"),
+}
 
 
 class ServerOptimizerConfig(Section):
@@ -295,20 +293,15 @@ class ServerOptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_optimizer(self) -> "ServerOptimizerConfig":
-        for names, fields in _SERVER_OPTIMIZER_FIELDS:
-            for field in fields:
-                if self.changed(field) and self.name not in names:
-                    raise ValueError(
-                        f"`{field}` needs `name: {' or '.join(names)}`, not `name: {self.name}`"
-                    )
+        self.refuse_idle("name", _SERVER_OPTIMIZER_FIELDS)
         return self
 
 
-_SERVER_OPTIMIZER_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("fedavgm", "fedadam"), ("learning_rate",)),
-    (("fedavgm",), ("momentum",)),
-    (("fedadam",), ("beta1", "beta2", "tau")),
-)
+_SERVER_OPTIMIZER_FIELDS = {
+    "learning_rate": ("fedavgm", "fedadam"),
+    "momentum": ("fedavgm",),
+    **dict.fromkeys(("beta1", "beta2", "tau"), ("fedadam",)),
+}
 
 
 class FederationConfig(Section):

@@ -74,7 +74,10 @@ def load_splits(config: RunConfig) -> Splits:
         train, test = split_by_unit(examples, config.data.test_fraction, config.seed)
     if bad.count:
         _log.warning("left out %s", bad)
-    return Splits(train, test, bad)
+    splits = Splits(train, test, bad)
+    if config.task.head == "sequence_classification":
+        _check_labels(config.task.labels or splits.labels)
+    return splits
 
 
 def read_examples(
@@ -91,6 +94,16 @@ def read_examples(
             mend="set `data.format` and `data.columns`, or use files of one format",
         )
     return store(found, keep_going=keep_going)
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if len(labels) == 1:
+        raise InputError(
+            f"all rows have the label `{labels[0]}`",
+            where="data.train_files",
+            expected="at least two labels to tell apart",
+            mend="add rows of another label, or name it in `task.labels`",
+        )
 
 
 def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = False) -> Layout:

@@ -14,6 +14,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedtune.errors import FedtuneError
+
 _RUN_ID = 1
 _SERVER_NODE = 1
 _CLIENT_RAISED = 2  # Flower's error code
@@ -110,6 +112,12 @@ class InProcessGrid(Grid):
     def _run(self, message: Message) -> Message:
         try:
             return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except FedtuneError as error:
+            return _failed(message, str(error))
         except Exception as error:
             _log.warning("a silo failed", exc_info=True)
-            return Message(Error(code=_CLIENT_RAISED, reason=repr(error)), reply_to=message)
+            return _failed(message, repr(error))
+
+
+def _failed(message: Message, reason: str) -> Message:
+    return Message(Error(code=_CLIENT_RAISED, reason=reason), reply_to=message)

@@ -51,6 +51,7 @@ FILES = [
     ("federation: {aggregation: svd}\nadapter: {freeze_a: true}\n", "freeze_a"),
     ("federation: {silo_ranks: {a: 4}}\n", "aggregation: svd"),
     ("training: {learning_rate: .inf}\n", "training.learning_rate"),
+    ("task: {max_length: 1}\n", "greater than or equal to 2"),
     ("training: {num_epochs: .inf}\n", "training.num_epochs"),
     ("federation: {round_timeout_seconds: .inf}\n", "federation.round_timeout_seconds"),
     ("adapter: {lora_alpha: .nan}\n", "adapter.lora_alpha"),

@@ -26,6 +26,7 @@ LABELLED = [
     for i in range(12)
 ]
 BOTH = ("simulate", "train")
+NO_COLUMN = ("federation.partition.column=null",)
 Setup = Callable[[Path], None]
 
 
@@ -242,6 +243,12 @@ CASES = [
         rows=lines({**LABELLED[0], "label": ""}, *LABELLED[1:]),
         settings=CLASSIFY,
     ),
+    Case(
+        "one label only",
+        ("data.train_files", "all rows have the label `x`"),
+        rows=lines(*(row | {"label": "x"} for row in LABELLED)),
+        settings=CLASSIFY,
+    ),
     # data: splits and silos
     Case(
         "a train file among the test files",
@@ -277,13 +284,13 @@ CASES = [
     Case(
         "more silos than rows",
         ("federation.partition.silos", "privacy units"),
-        settings=("federation.partition.by=iid", "federation.partition.silos=50"),
+        settings=(*NO_COLUMN, "federation.partition.by=iid", "federation.partition.silos=50"),
         verbs=("simulate",),
     ),
     Case(
         "label skew without labels",
         ("federation.partition.by", "needs labels"),
-        settings=("federation.partition.by=dirichlet", "federation.partition.silos=2"),
+        settings=(*NO_COLUMN, "federation.partition.by=dirichlet", "federation.partition.silos=2"),
         verbs=("simulate",),
     ),
     Case(
