@@ -5,6 +5,8 @@ from fedtune import telemetry
 telemetry.switch_off()
 
 import logging  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
@@ -47,7 +49,8 @@ app.command()(doctor)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give the exit status.
 
-    2 for bad input, 1 for a failed run, 130 and 143 when Ctrl-C or SIGTERM ended it.
+    2 for bad input, 1 for a failed run, 130 and 143 when Ctrl-C or SIGTERM ended it, 141 when
+    nobody reads what it prints any more.
     """
     command = typer.main.get_command(app)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # not `command.main`, which would swallow an interrupt and what it has to say
         with terminable(), command.make_context("fedtune", arguments) as context:
             result = command.invoke(context)
+            sys.stdout.flush()
     except InputError as error:
         return _fail(str(error), 2)
     except RunFailedError as error:
@@ -71,7 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_with_notes("terminated", stop), 143)
     except (KeyboardInterrupt, click.Abort) as stop:
         return _fail(_with_notes("interrupted", stop), 130)
+    except BrokenPipeError:
+        return _without_reader()
     return result if isinstance(result, int) else 0
+
+
+def _without_reader() -> int:
+    """The status of a program whose reader (`| head`) has gone; Python's last flush goes nowhere."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _with_notes(word: str, stop: BaseException) -> str:

@@ -1,5 +1,8 @@
 """Help: every command has one with an example, and a mistyped word gets the nearest."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -53,3 +56,12 @@ def test_a_mistyped_word_gets_one_message_and_the_nearest(
     assert out == ""
     assert err.count(says) == 1
     assert err.startswith("fedtune: ")
+
+
+def test_a_reader_that_has_gone_gets_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "fedtune", "config", "schema"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
