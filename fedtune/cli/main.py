@@ -10,6 +10,7 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import click  # noqa: E402
 import typer  # noqa: E402
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_reader() -> int:
-    """The status of a program whose reader (`| head`) has gone; Python's last flush goes nowhere."""
-    with open(os.devnull, "wb") as nowhere:
+    """The status of a program whose reader (`| head`) has gone; the last flush goes nowhere."""
+    with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 
