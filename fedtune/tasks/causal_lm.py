@@ -160,4 +160,4 @@ def _mean_losses(logits: Tensor, labels: Tensor, owner: Tensor | None) -> Tensor
 
 def _per_example(values: Tensor, owner: Tensor | None) -> Tensor:
     """Sums of what targets have: a row's, or with `owner` those of the examples in all rows."""
-    return values.sum(1) if owner is None else by_owner(values, owner[:, 1:])
+    return values.sum(1) if owner is None else by_owner(values, owner)

@@ -72,9 +72,12 @@ def block_mask(owner: Tensor, attention: str) -> Tensor:
 
 
 def by_owner(values: Tensor, owner: Tensor) -> Tensor:
-    """Sum of `values` [rows, length] over each example's tokens: [examples], in their order."""
-    numbers = torch.arange(int(owner.max()) + 1, device=owner.device)  # none is without a token
-    return torch.where(owner == numbers[:, None, None], values, 0).sum((1, 2))
+    """Sum of `values` [rows, length - 1], one a token after a row's first: [examples], in order.
+
+    An example of one token may have none: its sum is 0.
+    """
+    numbers = torch.arange(int(owner.max()) + 1, device=owner.device)
+    return torch.where(owner[:, 1:] == numbers[:, None, None], values, 0).sum((1, 2))
 
 
 def forward_packed(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

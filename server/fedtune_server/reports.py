@@ -1,6 +1,5 @@
 """What a round tells about itself."""
 
-import math
 from dataclasses import dataclass, field
 
 from fedtune.errors import RunFailedError
@@ -69,4 +68,5 @@ class Tally:
     def loss(self) -> float | None:
         """Example-weighted mean of the told losses, or None if no silo told one."""
         examples = sum(count for _, count in self.losses)
-        return math.fsum(loss * n for loss, n in self.losses) / examples if examples else None
+        # shares first: a silo may tell any finite number, and their sum must not overflow
+        return sum(loss * (n / examples) for loss, n in self.losses) if examples else None

@@ -162,8 +162,11 @@ def _run_round(
     if len(tally.silos) < plan.federation.min_silos:
         raise QuorumLostError(report, plan.federation.min_silos)
     state = fold.result()
-    if not state.adapter.is_finite():
-        raise RunFailedError(f"round {number}: the aggregated adapter has NaN or infinite values")
+    for name, part in {"adapter": state.adapter, **state.memory}.items():
+        if not part.is_finite():
+            raise RunFailedError(
+                f"round {number}: the aggregated {name} has NaN or infinite values"
+            )
     told = evaluate(state) if evaluate else {}
     return state, dataclasses.replace(
         report,

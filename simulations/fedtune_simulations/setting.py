@@ -130,4 +130,4 @@ def _ranks(config: RunConfig) -> list[int]:
 
 def _smaller(model: Any, config: RunConfig, rank: int) -> Any:
     settings = config.adapter.model_copy(update={"lora_r": rank})
-    return attach_adapter(bare_twin(model), settings, seed=config.seed, task=config.task.name)
+    return attach_adapter(bare_twin(model), settings, seed=config.seed, task=config.task.head)

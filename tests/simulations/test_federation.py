@@ -145,6 +145,22 @@ def test_an_aggregate_that_overflows_stops_the_run_before_it_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
 
 
+def test_a_moment_that_overflows_stops_the_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # its square is infinite: FedAdam would never move these weights again
+    huge = LocalUpdate(TensorSet({"w": torch.full((3,), 1e20)}), 1)
+    monkeypatch.setattr(LeastSquares, "train", lambda silo, told: huge)
+    with pytest.raises(RunFailedError, match="round 1: the aggregated second has NaN or inf"):
+        federate(optimizer="fedadam", checkpoints=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_losses_of_any_size_do_not_stop_the_run(monkeypatch: pytest.MonkeyPatch):
+    told = LocalUpdate(START, 5, {"loss": 1e308})
+    monkeypatch.setattr(LeastSquares, "train", lambda silo, _: told)
+    _, (report,) = federate(federation={"rounds": 1})
+    assert report.loss == pytest.approx(1e308)
+
+
 def test_silos_after_the_deadline_are_late():
     with pytest.raises(RunFailedError, match=r"(?s)0 good replies.*d: late"):
         federate(federation={"round_timeout_seconds": 1e-9})

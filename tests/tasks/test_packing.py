@@ -76,6 +76,16 @@ def test_losses_and_gradients_are_those_of_the_examples_apart(kind, attention):
         assert torch.allclose(a, b, atol=1e-5 * max(1.0, float(a.abs().max())))
 
 
+def test_an_example_without_a_target_has_a_loss_of_nothing():
+    net, ids = model("llama"), [7, 8, 9]
+    data = [Encoded(ids, ids), Encoded(ids, [-100] * 3), Encoded([5], [5])]
+    for task in tasks(max_length=3):
+        losses = task.losses(net, task.collate(data))
+        assert losses.shape == (3,)
+        assert losses[0] > 0
+        assert losses[1:].tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_example_reads_another(kind):
     net, data = model(kind), examples()

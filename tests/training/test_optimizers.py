@@ -32,6 +32,16 @@ def test_the_whole_gradients_norm_is_clipped_on_request():
     assert clipped(10.0) == clipped(None) == [3.0, 4.0]
 
 
+def test_sgd_keeps_its_momentum():
+    weight = torch.zeros(1, requires_grad=True)
+    settings = TrainingConfig(optimizer="sgd", momentum=0.5, learning_rate=1.0)
+    optimizer = build_optimizer(settings, [weight])
+    for _ in range(2):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+    assert weight.item() == -(1.0 + 1.5)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_step_without_a_gradient_decays_the_weights_at_the_rate_that_is_set(name: str):
     weight = torch.ones(1, requires_grad=True)
