@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import safetensors.torch
@@ -29,6 +30,8 @@ Layout = dict[str, list[str]]
 WIRE_DTYPE = "float32"
 WIRE_STYPE = "fedtune.raw-le"
 """How tensors cross a process: the bare scalars in order of names, row by row, little-endian."""
+
+_looked_through: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
 
 # received tensors are views of immutable bytes; a TensorSet is never written to
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -98,9 +101,7 @@ class TensorSet:
 
     def is_finite(self) -> bool:
         """Whether no scalar is NaN or infinite."""
-        whole = self.flat()
-        # a finite sum has finite terms; a sum that overflows says nothing
-        return math.isfinite(float(whole.sum())) or bool(np.isfinite(whole.numpy()).all())
+        return _is_finite(self.flat())
 
     def digest(self) -> str:
         """SHA-256 of the names, shapes and bytes: equal digests mean bit-equal sets."""
@@ -153,11 +154,7 @@ class TensorSet:
             raise ValueError(f"sent {array.dtype} as {array.stype}, want float32 as {WIRE_STYPE}")
         if type(array.data) is not bytes or len(array.data) != 4 * count:
             raise ValueError(f"not the {4 * count} bytes of {count} float32 were sent")
-        scalars = np.frombuffer(array.data, dtype="<f4").astype(np.float32, copy=False)
-        result = TensorSet.of_flat(torch.from_numpy(scalars) if count else torch.zeros(0), expected)
-        if not result.is_finite():
-            raise ValueError("NaN or infinite values were sent")
-        return result
+        return TensorSet.of_flat(_finite_scalars(array.data), expected)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file. Callers that need atomicity write into a new folder."""
@@ -178,6 +175,31 @@ class TensorSet:
 def payload_size(spec: Spec) -> int:
     """Bytes of a set of this spec on the wire, without making one."""
     return 4 * sum(math.prod(shape) for _, shape in spec)
+
+
+def _is_finite(whole: Tensor) -> bool:
+    # a finite sum has finite terms; a sum that overflows says nothing
+    return math.isfinite(float(whole.sum())) or bool(np.isfinite(whole.numpy()).all())
+
+
+def _finite_scalars(data: bytes) -> Tensor:
+    """A view of untrusted bytes, or ValueError if one isn't finite.
+
+    Bytes can't change, so that the same object is looked through once: as long as a view of it
+    lives, its id is its own. A simulation gives one object to all its silos.
+    """
+    seen = _looked_through.get(id(data))
+    if seen is not None:
+        return seen
+    if not data:
+        return torch.zeros(0)
+    scalars = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    whole = torch.from_numpy(scalars)
+    if not _is_finite(whole):
+        raise ValueError("NaN or infinite values were sent")
+    if scalars.base is not None:  # else a copy, which keeps nothing alive
+        _looked_through[id(data)] = whole
+    return whole
 
 
 def _little_endian(tensor: Tensor) -> np.ndarray:

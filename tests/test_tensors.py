@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedtune import tensors
 from fedtune.tensors import Layout, TensorSet
 
 
@@ -46,10 +47,10 @@ def sent(tensors: TensorSet) -> tuple[Layout, Sent]:
 
 def test_the_wire_round_trips_bit_for_bit_without_a_copy():
     odd = TensorSet({"t": torch.arange(6.0).view(2, 3).T, "none": torch.zeros(0, 3)})
-    for tensors in (a_set(), odd, TensorSet({})):
-        layout, array = sent(tensors)
-        again = TensorSet.from_wire(layout, array, tensors.spec)
-        assert again.digest() == tensors.digest()
+    for one in (a_set(), odd, TensorSet({})):
+        layout, array = sent(one)
+        again = TensorSet.from_wire(layout, array, one.spec)
+        assert again.digest() == one.digest()
         assert sent(again)[1] == array
     layout, array = sent(odd)
     again = TensorSet.from_wire(layout, array, odd.spec)
@@ -60,6 +61,16 @@ def test_the_wire_is_little_endian_float32_in_order_of_names():
     layout, array = sent(TensorSet({"b": torch.tensor([[3.0], [4.0]]), "a": torch.tensor(0.0)}))
     assert layout == {"names": ["a", "b"], "shapes": ["", "2x1"]}
     assert array.data == b"\0\0\0\0\x00\x00\x40\x40\x00\x00\x80\x40"
+
+
+def test_views_die_with_their_last_user_and_bytes_at_the_same_place_are_looked_through_again():
+    layout, array = sent(a_set())
+    first = TensorSet.from_wire(layout, array, a_set().spec)
+    assert TensorSet.from_wire(layout, array, a_set().spec).flat() is first.flat()
+    assert id(array.data) in tensors._looked_through
+    key = id(array.data)
+    del first
+    assert key not in tensors._looked_through
 
 
 def test_a_file_round_trips(tmp_path: Path):

@@ -1,6 +1,6 @@
 """How an averaged delta moves the global state: as it is, FedAvgM or FedAdam.
 
-A step is a pure function of (state, delta, moments), so a checkpoint of the three is enough to go
+A step depends on (state, delta, moments) alone, so a checkpoint of the three is enough to go
 on from. FedAvgM: Hsu et al. 2019. FedAdam: Reddi et al. 2021, without bias correction and with
 the second moment starting at tau squared, as printed there.
 """
@@ -27,13 +27,16 @@ def start_moments(config: ServerOptimizerConfig, state: TensorSet) -> Moments:
 def server_step(
     config: ServerOptimizerConfig, state: TensorSet, delta: TensorSet, moments: Moments
 ) -> tuple[TensorSet, Moments]:
-    """The next state and moments. `delta` points downhill (trained minus received)."""
+    """The next state and moments. `delta` points downhill (trained minus received), and is used
+    up: its memory may become the next state's.
+    """
     if config.name == "fedavgm":
         momentum = moments["momentum"] * config.momentum + delta
         return state + momentum * config.learning_rate, {"momentum": momentum}
     if config.name == "fedadam":
         return _fedadam(config, state, delta, moments)
-    return TensorSet.of_flat(state.flat() + delta.flat(), state.spec), {}
+    memory = delta.flat()
+    return TensorSet.of_flat(memory.add_(state.flat()), state.spec), {}
 
 
 def _fedadam(

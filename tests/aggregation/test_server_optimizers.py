@@ -16,7 +16,7 @@ DELTA = TensorSet({"w": torch.tensor([2.0])})
 def two_steps(config: ServerOptimizerConfig) -> list[float]:
     state, moments, seen = STATE, start_moments(config, STATE), []
     for _ in range(2):
-        state, moments = server_step(config, state, DELTA, moments)
+        state, moments = server_step(config, state, DELTA.clone(), moments)
         seen.append(state["w"].item())
     return seen
 
