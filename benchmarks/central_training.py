@@ -1,6 +1,6 @@
 """Central LoRA training: fedtune's Trainer against `transformers.Trainer` with `peft`.
 
-    python benchmarks/central_training.py [--steps 20] [--repeats 5]
+    python -m benchmarks.central_training [--steps 20] [--repeats 5]
 
 The same model, adapter, examples, batch size and precision (float32 on a CPU, bf16 where `auto`
 means it). Both take turns, so that a busy machine slows both; a first turn of each warms up.
@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from machine import machine
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 
+from benchmarks.machine import machine
 from fedtune.config.schema import AdapterConfig, ModelConfig, TaskConfig, TrainingConfig
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_tokenizer
@@ -80,10 +80,12 @@ def with_transformers(task: CausalLm, data: Sequence[Encoded], steps: int, model
             disable_tqdm=True,
             remove_unused_columns=False,
             bf16=torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = HuggingFaceTrainer(
             model, arguments, train_dataset=data, data_collator=task.collate
         )
+        trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         trainer.train()
         return (time.perf_counter() - began) / steps
