@@ -20,7 +20,7 @@ from fedtune.tasks.encoding import EncodedSet, encode_examples
 from fedtune.tasks.packing import check_window
 from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
-from fedtune.training.checkpoints import CheckpointFolder
+from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
 from fedtune.training.run_folder import check_folder
@@ -90,7 +90,8 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     found = outline(config)
     check_folder(out, config, resume=resume)
     if resume:
-        CheckpointFolder(out / "checkpoints", config.hash).check()
+        identity = run_identity(config, found.splits.facts)
+        CheckpointFolder(out / "checkpoints", identity).check()
     return facts(found)
 
 

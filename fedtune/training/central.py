@@ -12,7 +12,7 @@ from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.tasks.evaluation import evaluate
 from fedtune.training import processes
-from fedtune.training.checkpoints import CheckpointFolder
+from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
 from fedtune.training.prepare import Prepared, prepare
@@ -53,7 +53,7 @@ def train(
     processes.wait_for_all()
     with without_adapter(prepared.model):
         base = _score(prepared)
-    checkpoints = CheckpointFolder(out / "checkpoints", config.hash)
+    checkpoints = CheckpointFolder(out / "checkpoints", run_identity(config, prepared.splits.facts))
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]

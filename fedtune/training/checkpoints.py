@@ -5,6 +5,7 @@ the optimizer's memory and the count of steps are all there is to keep.
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fedtune.atomic import new_folder
+from fedtune.config.schema import RunConfig
+from fedtune.data.load import DataFacts
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, write_state
 from fedtune.tensors import TensorSet
@@ -37,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The checkpoints of the run whose settings hash to `run_hash`; the latest two are kept."""
+    """The checkpoints of the run that `run_hash` identifies; the latest two are kept."""
 
     path: Path
     run_hash: str
@@ -95,9 +98,9 @@ class CheckpointFolder:
             raise InputError(f"checkpoint is damaged ({error})", where=folder) from None
         if owner != self.run_hash:
             raise InputError(
-                "checkpoint was made with other settings",
+                "checkpoint was made with other settings or other data",
                 where=folder,
-                mend="resume with the run's own config.yaml, or use another `output.dir`",
+                mend="resume with the run's own config.yaml and data, or use another `output.dir`",
             )
         parts = {name: TensorSet.load(folder / f"{name}.safetensors") for name in digests}
         if damaged := [name for name, part in parts.items() if part.digest() != digests[name]]:
@@ -106,6 +109,12 @@ class CheckpointFolder:
 
     def _finished(self) -> list[Path]:
         return sorted(path for path in self.path.glob("step-*") if not path.suffix)
+
+
+def run_identity(config: RunConfig, data: DataFacts) -> str:
+    """SHA-256 of what decides a run's result: its settings and the content of its data."""
+    parts = [config.hash, data.train_fingerprint, data.test_fingerprint]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def optimizer_state(optimizer: Optimizer) -> TensorSet:

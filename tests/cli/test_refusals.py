@@ -502,3 +502,18 @@ def test_a_damaged_checkpoint_is_refused_by_resume_and_its_dry_run(
             assert "damaged" in err
             assert str(latest) in err
             assert contents(work) == before
+
+
+def test_a_run_does_not_go_on_over_other_data(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in BOTH:
+        arguments = [*sound_run(work, Case("none", ())), f"output.dir={work / verb}"]
+        assert main([verb, *arguments]) == 0
+        (work / "train.jsonl").write_bytes(with_row(3, completion="another"))
+        before = contents(work)
+        for more in (["--dry-run"], []):
+            capsys.readouterr()
+            assert main([verb, *arguments, "--resume", *more]) == 2
+            assert "other data" in capsys.readouterr().err
+            assert contents(work) == before
