@@ -125,6 +125,8 @@ def test_memory_grows_with_what_it_should(
     lora, full = memory(), memory("adapter.method=full")
     assert lora["optimizer"] == 2 * lora["adapter"]
     assert memory("training.optimizer=sgd")["optimizer"] == 0
+    moving = memory("training.optimizer=sgd", "training.momentum=0.9")
+    assert moving["optimizer"] == moving["adapter"]
     assert full["gradients"] > 10 * lora["gradients"]
     assert full["weights"] < 1000 < lora["weights"]
     halves = memory("training.micro_batch_size=2")["activations"] / lora["activations"]
