@@ -7,7 +7,7 @@ generated from them.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -414,11 +414,18 @@ class RunConfig(Section):
                     )
         return self
 
-    def canonical_json(self) -> str:
-        """The resolved settings as one sorted line, without the output section."""
-        return json.dumps(self.model_dump(mode="json", exclude={"output"}), sort_keys=True)
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the result: not where it goes, who computes, or who waits."""
+        return self.model_dump(
+            mode="json",
+            exclude={
+                "output": True,
+                "federation": {"engine", "min_silos", "round_timeout_seconds"},
+            },
+        )
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the settings that decide the result (all but `output`): the run's identity."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+        """SHA-256 of the settings that decide the result: the run's identity."""
+        line = json.dumps(self.deciding(), sort_keys=True)
+        return hashlib.sha256(line.encode()).hexdigest()

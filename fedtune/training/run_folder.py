@@ -56,11 +56,11 @@ def _check_same_run(saved: Path, config: RunConfig) -> None:
     before = load_config(saved)
     if before.hash == config.hash:
         return
-    old, new = _fields(before.model_dump(mode="json")), _fields(config.model_dump(mode="json"))
+    old, new = _fields(before.deciding()), _fields(config.deciding())
     changed = [
         f"{name}: {old.get(name)} then, {new.get(name)} now"
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name) and not name.startswith("output.")
+        if old.get(name) != new.get(name)
     ]
     raise InputError(
         f"the run was started with other settings ({'; '.join(changed[:3])})",

@@ -97,8 +97,13 @@ class Trainer:
                     break
         if progress.best is not None:
             write_state(model, progress.best)
+        delta = read_state(model) - received
+        if not delta.is_finite():
+            raise RunFailedError(
+                "the trained weights have NaN or infinite values; lower `training.learning_rate`"
+            )
         return TrainingResult(
-            delta=read_state(model) - received,
+            delta=delta,
             examples=len(train),
             steps=progress.step,
             loss=progress.loss_sum / progress.step,

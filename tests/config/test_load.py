@@ -75,3 +75,13 @@ def test_the_reference_names_every_leaf_and_is_the_committed_page() -> None:
     assert "| `federation.server_optimizer.tau` | number | `0.001` |" in text
     page = Path(__file__).parents[2] / "docs" / "config-reference.md"
     assert page.read_text() == text, "run `fedtune config reference > docs/config-reference.md`"
+
+
+def test_the_hash_is_of_what_decides_the_result() -> None:
+    plain = RunConfig().hash
+    for waits in ("min_silos", "round_timeout_seconds"):
+        assert RunConfig.model_validate({"federation": {waits: 7}}).hash == plain
+    assert RunConfig.model_validate({"federation": {"engine": "ray"}}).hash == plain
+    assert RunConfig.model_validate({"output": {"dir": "elsewhere"}}).hash == plain
+    assert RunConfig.model_validate({"federation": {"rounds": 7}}).hash != plain
+    assert RunConfig.model_validate({"seed": 7}).hash != plain

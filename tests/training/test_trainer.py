@@ -184,6 +184,21 @@ def test_bf16_is_close_and_keeps_float32_weights():
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
+def test_weights_that_are_not_finite_after_the_last_step_are_no_result():
+    base = load_base(ModelConfig(), "causal_lm")
+    task = build_task(TaskConfig(), base.tokenizer)
+    model = attach_adapter(base.model, AdapterConfig(), seed=0, task="causal_lm")
+
+    def overflow(event: Event) -> None:
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.requires_grad).fill_(torch.inf)
+
+    settings = TrainingConfig(max_steps=1, batch_size=2)
+    trainer = Trainer(task, settings, seed=0, listeners=[overflow])
+    with pytest.raises(RunFailedError, match="weights have NaN or infinite"):
+        trainer.fit(model, [task.encode(row) for row in ROWS])
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(RunFailedError, match="learning_rate"):
         fit(optimizer="sgd", learning_rate=1e30, max_grad_norm=None)
