@@ -32,7 +32,7 @@ def server_step(
     """
     if config.name == "fedavgm":
         momentum = moments["momentum"] * config.momentum + delta
-        return state + momentum * config.learning_rate, {"momentum": momentum}
+        return state + momentum * config.rate, {"momentum": momentum}
     if config.name == "fedadam":
         return _fedadam(config, state, delta, moments)
     memory = delta.flat()
@@ -46,4 +46,4 @@ def _fedadam(
     squared = delta.map(lambda tensor: tensor.square())
     second = moments["second"] * config.beta2 + squared * (1 - config.beta2)
     step = first.zip(second, lambda m, v: m / (v.sqrt() + config.tau))
-    return state + step * config.learning_rate, {"first": first, "second": second}
+    return state + step * config.rate, {"first": first, "second": second}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def generate(
 
     Example: fedtune generate runs/run "What is asthma?"
     """
+    if not math.isfinite(temperature):
+        raise InputError(f"`{temperature}` is no temperature", where="--temperature")
     prompts = _prompts(prompt, prompt_file)
     from fedtune.models.generation import Sampling
     from fedtune.models.generation import generate as complete

@@ -285,11 +285,20 @@ class ServerOptimizerConfig(Section):
     """How the averaged delta moves the global adapter."""
 
     name: Literal["none", "fedavgm", "fedadam"] = Field("none", description="Server optimizer.")
-    learning_rate: PositiveFloat = Field(1.0, description="Server learning rate.")
+    learning_rate: PositiveFloat | None = Field(
+        None,
+        description="fedavgm, fedadam: server learning rate; null: 1 for fedavgm, 0.01 for "
+        "fedadam, whose step moves every weight by about this much.",
+    )
     momentum: BelowOne = Field(0.9, description="fedavgm: momentum.")
     beta1: BelowOne = Field(0.9, description="fedadam: first moment decay.")
     beta2: BelowOne = Field(0.99, description="fedadam: second moment decay.")
     tau: PositiveFloat = Field(1e-3, description="fedadam: adaptivity floor.")
+
+    @property
+    def rate(self) -> float:
+        """The server learning rate, its default resolved."""
+        return self.learning_rate or (0.01 if self.name == "fedadam" else 1.0)
 
     @model_validator(mode="after")
     def _settings_belong_to_the_optimizer(self) -> "ServerOptimizerConfig":

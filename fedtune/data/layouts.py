@@ -61,7 +61,7 @@ def find_layout(
         content = {part: _source(part, data.columns) for part in _SHAPES[format][0]}
     for part, name in content.items():
         _require(name, columns, where, f"data.columns.{part}")
-    for field in ("record_id", "privacy_unit"):
+    for field in ColumnsConfig.model_fields:  # one that the format has no use for must be there too
         if name := getattr(data.columns, field):
             _require(name, columns, where, f"data.columns.{field}")
     if silo:

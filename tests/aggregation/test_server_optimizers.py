@@ -39,3 +39,9 @@ def test_fedadam():
     first = 1 + 0.1 * 1.0 / (math.sqrt(1.1875) + 0.5)
     second = first + 0.1 * 1.5 / (math.sqrt(1.890625) + 0.5)
     assert two_steps(config) == pytest.approx([first, second])
+
+
+def test_fedadam_without_a_rate_moves_a_weight_by_a_hundredth_at_most():
+    # 0.1*2 / sqrt(0.01*4) = 1, as for any delta well above tau: with rate 1 an adapter is undone
+    first, _ = two_steps(ServerOptimizerConfig(name="fedadam"))
+    assert first == pytest.approx(1.01, abs=1e-4)

@@ -81,5 +81,6 @@ def test_bad_input_is_told(run_folder: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "empty.txt").write_text("\n")
     assert "has no prompt" in refused(capsys, run, "--prompt-file", str(tmp_path / "empty.txt"))
     refused(capsys, run, PROMPT, "--temperature", "-1")
+    assert "no temperature" in refused(capsys, run, PROMPT, "--temperature", "nan")
     refused(capsys, run, PROMPT, "--max-new-tokens", "0")
     assert "room for" in refused(capsys, run, "word " * 2000)

@@ -249,6 +249,12 @@ CASES = [
         rows=lines(*(row | {"label": "x"} for row in LABELLED)),
         settings=CLASSIFY,
     ),
+    Case(
+        "a named column that isn't there, in rows that another format fits",
+        ("train.jsonl: no column `prompt`", "data.columns.prompt"),
+        rows=lines(*LABELLED),
+        settings=("data.columns.prompt=prompt",),
+    ),
     # data: splits and silos
     Case(
         "a train file among the test files",
