@@ -17,7 +17,7 @@ test: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=80
+	$(VENV)/bin/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow -rP

@@ -14,13 +14,15 @@ def deferred() -> Iterator[Callable[[], bool]]:
     """Inside, a first signal only makes the yielded function true; a second one acts at once.
 
     When the block ends without an error, a signal that came acts then. Outside the main thread,
-    where Python has no signals, nothing is deferred.
+    where Python has no signals, nothing is deferred; a signal that is ignored (Ctrl-C for a job
+    started in the background) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -30,7 +32,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
         came.append(number)
         restore()
 
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield lambda: bool(came)

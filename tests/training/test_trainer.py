@@ -143,6 +143,16 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path: Path):
     assert CheckpointFolder(tmp_path, "run").latest_step == 0
 
 
+def test_an_ignored_ctrl_c_stays_ignored(tmp_path: Path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a job that a script put in the background
+
+    def press(event: Event) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    result, _ = fit(press, folder=tmp_path)
+    assert result.steps == 6
+
+
 def test_early_stopping_keeps_the_best_weights():
     losses: list[float] = []
 
