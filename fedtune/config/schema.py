@@ -234,7 +234,9 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = Field(False, description="Less memory for more time.")
     eval_steps: PositiveInt | None = Field(None, description="Evaluate every n steps (train only).")
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="Stop after n evaluations without a lower loss, and keep the best."
+        None,
+        description="Stop after n evaluations without a lower loss, and keep the best. They are on "
+        "the held-out test set, whose reported scores then flatter: keep other rows aside.",
     )
     save_steps: PositiveInt | None = Field(
         None, description="Checkpoint every n steps (train only); null: every tenth of the run."

@@ -26,7 +26,8 @@ EVALUATION_BATCH = 32
 class CentralResult:
     """What a central run gave. `comparison` maps `base` and `trained` to held-out metrics.
 
-    `loss` is the mean training loss over all steps; `kept_step` the step whose weights were kept.
+    `loss` is the mean training loss over all steps; `kept_step` the step whose weights were kept;
+    `chosen_on_test` says that early stopping chose it by the test set that `comparison` is on.
     """
 
     adapter: Path
@@ -35,6 +36,7 @@ class CentralResult:
     loss: float
     processes: int
     comparison: dict[str, dict[str, float]]
+    chosen_on_test: bool
     data: DataFacts
 
 
@@ -72,6 +74,7 @@ def train(
         loss=result.loss,
         processes=processes.count(),
         comparison=comparison,
+        chosen_on_test=config.training.early_stopping_patience is not None,
         data=prepared.splits.facts,
     )
 

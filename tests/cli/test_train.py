@@ -90,6 +90,16 @@ def test_a_killed_run_goes_on_to_the_same_adapter(number: signal.Signals, tmp_pa
     assert numbers[0] == numbers[1]
 
 
+def test_scores_that_early_stopping_chose_by_are_said_to_flatter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    short = ("training.max_steps=2", "training.eval_steps=1")
+    assert main(arguments(tmp_path / "plain", *short)) == 0
+    assert "flatter" not in capsys.readouterr().out
+    assert main(arguments(tmp_path / "early", *short, "training.early_stopping_patience=1")) == 0
+    assert "its scores flatter" in capsys.readouterr().out
+
+
 def test_two_processes_take_the_steps_of_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
