@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -31,7 +32,7 @@ WIRE_DTYPE = "float32"
 WIRE_STYPE = "fedtune.raw-le"
 """How tensors cross a process: the bare scalars in order of names, row by row, little-endian."""
 
-_looked_through: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+_looked_through: WeakValueDictionary[int, "TensorSet"] = WeakValueDictionary()
 
 # received tensors are views of immutable bytes; a TensorSet is never written to
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -59,7 +60,7 @@ class TensorSet:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    @property
+    @cached_property
     def spec(self) -> Spec:
         """Names and shapes, in order."""
         return tuple((name, tuple(tensor.shape)) for name, tensor in self.tensors.items())
@@ -115,9 +116,14 @@ class TensorSet:
         """A copy that shares no memory."""
         return self.map(torch.clone)
 
+    @property
+    def memory(self) -> Tensor | None:
+        """The one tensor, float32 [count], that all are views of in order, if there is one."""
+        return self.__dict__.get("_flat")
+
     def flat(self) -> Tensor:
         """All scalars in order, float32 [count]: a view if they lie so in memory, else a copy."""
-        whole: Tensor | None = self.__dict__.get("_flat")
+        whole = self.memory
         if whole is None:
             parts = [tensor.reshape(-1) for tensor in self.tensors.values()]
             whole = torch.cat(parts) if parts else torch.zeros(0)
@@ -133,11 +139,11 @@ class TensorSet:
 
     def to_wire(self) -> tuple[Layout, tuple[str, tuple[int, ...], str, bytes]]:
         """The layout and one array (dtype, shape, serialization, bytes): one copy of the values."""
-        if "_flat" in self.__dict__:
-            data = _little_endian(self.flat()).tobytes()
+        if self.memory is not None:
+            data = _little_endian(self.memory).tobytes()
         else:
             data = b"".join(_little_endian(tensor).data for tensor in self.tensors.values())
-        return _layout(self.spec), (WIRE_DTYPE, (self.count,), WIRE_STYPE, data)
+        return {**_layout(self.spec)}, (WIRE_DTYPE, (self.count,), WIRE_STYPE, data)
 
     @staticmethod
     def from_wire(layout: Mapping[str, Any], array: Any, expected: Spec) -> "TensorSet":
@@ -154,7 +160,7 @@ class TensorSet:
             raise ValueError(f"sent {array.dtype} as {array.stype}, want float32 as {WIRE_STYPE}")
         if type(array.data) is not bytes or len(array.data) != 4 * count:
             raise ValueError(f"not the {4 * count} bytes of {count} float32 were sent")
-        return TensorSet.of_flat(_finite_scalars(array.data), expected)
+        return _looked_at(array.data, expected)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file. Callers that need atomicity write into a new folder."""
@@ -182,30 +188,30 @@ def _is_finite(whole: Tensor) -> bool:
     return math.isfinite(float(whole.sum())) or bool(np.isfinite(whole.numpy()).all())
 
 
-def _finite_scalars(data: bytes) -> Tensor:
-    """A view of untrusted bytes, or ValueError if one isn't finite.
+def _looked_at(data: bytes, expected: Spec) -> TensorSet:
+    """Views of untrusted bytes of the right count, or ValueError if a scalar isn't finite.
 
-    Bytes can't change, so that the same object is looked through once: as long as a view of it
-    lives, its id is its own. A simulation gives one object to all its silos.
+    Bytes can't change, so that the same object is looked through once: as long as a set that
+    views it lives, its id is its own. A simulation gives one object to all its silos.
     """
     seen = _looked_through.get(id(data))
-    if seen is not None:
+    if seen is not None and seen.spec == expected:
         return seen
-    if not data:
-        return torch.zeros(0)
     scalars = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
-    whole = torch.from_numpy(scalars)
+    whole = torch.from_numpy(scalars) if data else torch.zeros(0)
     if not _is_finite(whole):
         raise ValueError("NaN or infinite values were sent")
+    result = TensorSet.of_flat(whole, expected)
     if scalars.base is not None:  # else a copy, which keeps nothing alive
-        _looked_through[id(data)] = whole
-    return whole
+        _looked_through[id(data)] = result
+    return result
 
 
 def _little_endian(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy(), dtype="<f4")
 
 
+@lru_cache(maxsize=8)
 def _layout(spec: Spec) -> Layout:
     names, shapes = [name for name, _ in spec], ["x".join(map(str, shape)) for _, shape in spec]
     return {"names": names, "shapes": shapes}

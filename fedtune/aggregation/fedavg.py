@@ -12,11 +12,12 @@ class WeightedMean:
 
     One delta's memory however many are folded. After n of them a scalar is off by at most about
     n * 6e-8 of the largest that was seen at its place (float32 rounding of each step). Fold in
-    silo-name order for bit-equal results.
+    silo-name order for bit-equal results. The mean is built in `spare`, float32 [count], if given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spare: Tensor | None = None) -> None:
         self._mean: Tensor | None = None
+        self._spare = spare
         self._spec: Spec = ()
         self._weight = 0.0
 
@@ -25,12 +26,16 @@ class WeightedMean:
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight is {weight}, want a positive number")
         if self._mean is None:
-            self._mean, self._spec, self._weight = delta.flat().clone(), delta.spec, weight
+            self._mean, self._spec, self._weight = self._copy(delta.flat()), delta.spec, weight
             return
         if delta.spec != self._spec:
             raise ValueError(f"deltas differ: {spec_difference(self._spec, delta.spec)}")
         self._weight += weight
         self._mean.lerp_(delta.flat(), weight / self._weight)
+
+    def _copy(self, whole: Tensor) -> Tensor:
+        spare, self._spare = self._spare, None
+        return whole.clone() if spare is None else spare.copy_(whole)
 
     def result(self) -> TensorSet:
         """The mean, handed over: the fold is empty again. Raises ValueError when it was empty."""

@@ -7,6 +7,7 @@ model after a round is exactly the weighted mean of what acted in the silos.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedtune.aggregation.fedavg import WeightedMean
 from fedtune.aggregation.lora import LowRank, fedex, shrink
@@ -34,7 +35,7 @@ class FedEx:
         """Every silo receives the same adapter (and the state's residual)."""
         return state.adapter
 
-    def fold(self, state: GlobalState) -> Fold:
+    def fold(self, state: GlobalState, spare: Tensor | None = None) -> Fold:
         """An empty fold for one round from `state`."""
         return _ResidualFold(self.scale, state)
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from fedtune.tensors import TensorSet
 
 RESIDUAL = "residual"
@@ -47,5 +49,9 @@ class Rule(Protocol):
     def received_by(self, group: int, state: GlobalState) -> TensorSet:
         """What the silos of `group` train from; their deltas have this spec."""
 
-    def fold(self, state: GlobalState) -> Fold:
-        """An empty fold for one round from `state`."""
+    def fold(self, state: GlobalState, spare: Tensor | None = None) -> Fold:
+        """An empty fold for one round from `state`.
+
+        `spare`, float32 [count of the adapter], is memory that nobody reads any more: a rule may
+        build its result in it, which saves a system the cost of fresh pages.
+        """

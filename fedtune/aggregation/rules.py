@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fedtune.aggregation.fedavg import WeightedMean
 from fedtune.aggregation.fedex import FedEx
 from fedtune.aggregation.rule import Fold, GlobalState, Rule
@@ -29,14 +31,16 @@ class FedAvg:
         """Every silo receives the same adapter."""
         return state.adapter
 
-    def fold(self, state: GlobalState) -> Fold:
+    def fold(self, state: GlobalState, spare: Tensor | None = None) -> Fold:
         """An empty fold for one round from `state`."""
-        return _MeanFold(self.optimizer, state)
+        return _MeanFold(self.optimizer, state, spare)
 
 
 class _MeanFold:
-    def __init__(self, optimizer: ServerOptimizerConfig, state: GlobalState) -> None:
-        self._optimizer, self._state, self._mean = optimizer, state, WeightedMean()
+    def __init__(
+        self, optimizer: ServerOptimizerConfig, state: GlobalState, spare: Tensor | None
+    ) -> None:
+        self._optimizer, self._state, self._mean = optimizer, state, WeightedMean(spare)
 
     def add(self, silo: str, delta: TensorSet, weight: float) -> None:
         self._mean.add(delta, weight)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fedtune.aggregation.fedavg import WeightedMean
 from fedtune.aggregation.lora import LowRank, mean_of_products, truncate
 from fedtune.aggregation.lora_names import lora_pairs
@@ -43,7 +45,7 @@ class SvdMean:
             tensors[name_b] = tensors[name_b][:, :rank] * ratio
         return TensorSet(tensors)
 
-    def fold(self, state: GlobalState) -> Fold:
+    def fold(self, state: GlobalState, spare: Tensor | None = None) -> Fold:
         """An empty fold for one round from `state`."""
         return _ProductFold(self, state)
 

@@ -57,13 +57,20 @@ def run_rounds(
     check_quorum(plan)
     state, reports = _start(rule, initial, plan, checkpoints, resume)
     del initial
+    made_here = False
     for number in range(len(reports) + 1, plan.federation.rounds + 1):
-        # from here on the state is a view of the bytes that are sent, and has no other copy
         began = time.monotonic()
-        state, requests = _publish(rule, state, plan, number)
-        state, report = _run_round(grid, rule, state, requests, plan, number, evaluate)
+        published, requests = _publish(rule, state, plan, number)
+        # from here on the state is a view of the bytes that are sent; its own memory is free
+        spare = state.adapter.memory if made_here and published is not state else None
+        state = published
+        fold = rule.fold(state, spare)
+        state, report = _run_round(grid, fold, requests, plan, number, evaluate)
+        made_here = True
         report = dataclasses.replace(report, seconds=time.monotonic() - began)
-        del requests
+        # not the requests: the next round's bytes are made before these are let go, so that the
+        # allocator has one free block for the replies and need not fetch fresh pages
+        del published, fold, spare
         reports.append(report)
         if checkpoints is not None:
             told = [dataclasses.asdict(r) for r in reports]
@@ -124,7 +131,7 @@ def _publish(
     rule: Rule, state: GlobalState, plan: RunPlan, number: int
 ) -> tuple[GlobalState, dict[str, Request]]:
     """The round's requests; what the silos of a group are sent is made once."""
-    adapter, made, requests = state.adapter, {}, {}
+    published, made, requests = state, {}, {}
     for silo in sample_silos(plan, number):
         group = rule.group_of(silo)
         if group not in made:
@@ -132,22 +139,21 @@ def _publish(
             content = instruction(received, number, plan.run_hash, state.residual)
             made[group] = content, received.spec
             if received is state.adapter:
-                adapter = tensors_in(content, received.spec)
+                published = dataclasses.replace(state, adapter=tensors_in(content, received.spec))
         requests[silo] = Request(plan.nodes[silo], *made[group])
-    return dataclasses.replace(state, adapter=adapter), requests
+    return published, requests
 
 
 def _run_round(
     grid: Grid,
-    rule: Rule,
-    state: GlobalState,
+    fold: Fold,
     requests: Mapping[str, Request],
     plan: RunPlan,
     number: int,
     evaluate: Evaluate | None,
 ) -> tuple[GlobalState, RoundReport]:
     began = time.monotonic()
-    tally, fold = Tally(), rule.fold(state)
+    tally = Tally()
     failures = _collect(grid, requests, fold, tally, plan, number)
     report = RoundReport(
         round=number,

@@ -40,6 +40,16 @@ def test_the_memory_is_that_of_one_delta():
     assert mean.result()["w"].data_ptr() == before
 
 
+def test_the_mean_is_built_in_the_memory_that_is_given():
+    spare, delta = torch.full((2,), float("nan")), a_set(1.0, 2.0)
+    mean = WeightedMean(spare)
+    mean.add(delta, 1)
+    mean.add(a_set(5.0, 10.0), 1)
+    result = mean.result()
+    assert result["w"].tolist() == [3.0, 6.0]
+    assert result["w"].data_ptr() == spare.data_ptr()
+
+
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_bad_weight_is_refused(weight: float):
     with pytest.raises(ValueError, match="positive"):

@@ -112,6 +112,24 @@ def test_killed_and_resumed_is_the_uninterrupted_run(optimizer: str, tmp_path: P
     ]
 
 
+def test_states_memory_is_used_again_but_never_the_callers():
+    seen: list[tuple[int, int]] = []
+    initial = TensorSet.of_flat(START.flat().clone(), START.spec)
+
+    def note(state: GlobalState) -> dict[str, float]:
+        seen.append((state.adapter.flat().data_ptr(), initial.flat().data_ptr()))
+        return {}
+
+    silos = {name: LeastSquares(name) for name in SIZES}
+    app = make_client_app(lambda context: silos[str(context.node_config["silo"])])
+    grid = InProcessGrid(app, silos)
+    plan = RunPlan(grid.nodes, FederationConfig(rounds=4), seed=0, run_hash="run")
+    run_rounds(grid, FedAvg(ServerOptimizerConfig()), initial, plan, evaluate=note)
+    assert initial.digest() == START.digest()
+    assert len({ours for ours, _ in seen}) == 1
+    assert all(ours != callers for ours, callers in seen)
+
+
 def test_a_failing_silo_does_not_stop_the_round_and_is_left_out_of_the_mean():
     state, reports = federate(failing=lambda silo, n: silo == "b", federation={"rounds": 1})
     kept = [LeastSquares(name) for name in "acd"]
