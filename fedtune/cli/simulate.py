@@ -51,18 +51,20 @@ def simulate(
     ):
         from fedtune_simulations.simulate import simulate as run
 
-        result = run(
-            config,
-            out,
-            resume=resume,
-            compare=compare,
-            on_round=shown.round,
-            on_work=shown.work,
-        )
         from fedtune.reports.record import record_run
+        from fedtune.training.run_lock import alone_in
 
-        scores = result.comparison or _federated(result)
-        record_run(out, config, result.data, scores, command="simulate", silos=result.silos)
+        with alone_in(out, config, resume=resume):
+            result = run(
+                config,
+                out,
+                resume=resume,
+                compare=compare,
+                on_round=shown.round,
+                on_work=shown.work,
+            )
+            scores = result.comparison or _federated(result)
+            record_run(out, config, result.data, scores, command="simulate", silos=result.silos)
     if as_json:
         print(json.dumps(dataclasses.asdict(result), default=str, indent=2))
     else:

@@ -46,12 +46,14 @@ def train(
     ):
         from fedtune.training import processes
         from fedtune.training.central import train as run
+        from fedtune.training.run_lock import alone_in
 
-        result = run(config, out, resume=resume, listeners=[shown])
-        if processes.is_main():
-            from fedtune.reports.record import record_run
+        with alone_in(out, config, resume=resume):
+            result = run(config, out, resume=resume, listeners=[shown])
+            if processes.is_main():
+                from fedtune.reports.record import record_run
 
-            record_run(out, config, result.data, result.comparison, command="train")
+                record_run(out, config, result.data, result.comparison, command="train")
     if not processes.is_main():
         return
     if as_json:

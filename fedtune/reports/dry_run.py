@@ -24,6 +24,7 @@ from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
 from fedtune.training.run_folder import check_folder
+from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 
 _COPIES_TRAINING = 2  # where training began, and the delta at its end
@@ -88,6 +89,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     """What `train` would do. Raises InputError on what it would refuse; writes nothing."""
     check_loggers(config)
     found = outline(config)
+    check_alone(out)
     check_folder(out, config, resume=resume)
     if resume:
         identity = run_identity(config, found.splits.facts)

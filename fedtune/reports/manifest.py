@@ -19,6 +19,7 @@ from fedtune.data.load import DataFacts
 from fedtune.data.store import file_digest
 from fedtune.errors import InputError
 from fedtune.models.base import embedded_folder
+from fedtune.training.run_folder import LOCK
 
 _NAME = "manifest.json"
 _WORKING = "checkpoints"
@@ -64,7 +65,7 @@ def file_digests(out: Path) -> dict[str, str]:
     return {
         name: file_digest(path)
         for name, path in names.items()
-        if name != _NAME and not name.startswith(f"{_WORKING}/")
+        if name not in (_NAME, LOCK) and not name.startswith(f"{_WORKING}/")
     }
 
 

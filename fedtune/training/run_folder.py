@@ -8,6 +8,9 @@ from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 
+LOCK = ".lock"
+"""Kept by the process that is at work in a folder; no part of the run."""
+
 
 def claim_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     """Make `out` the folder of this run, or go on with the run that it holds.

@@ -15,6 +15,7 @@ from fedtune.data.partition import check_partition, partition
 from fedtune.reports.dry_run import DryRun, facts, outline
 from fedtune.tensors import Spec, TensorSet, payload_size
 from fedtune.training.run_folder import check_folder
+from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks
 from fedtune_simulations.simulate import check_available
@@ -47,6 +48,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     nodes = {name: number for number, name in enumerate(sorted(chosen))}
     plan = RunPlan(nodes, config.federation, config.seed, config.hash)
     check_quorum(plan)
+    check_alone(out)
     check_folder(out, config, resume=resume)
     rounds = range(1, config.federation.rounds + 1)
     blank = _blank(found.spec)
