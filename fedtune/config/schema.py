@@ -348,9 +348,113 @@ class FederationConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Differential privacy. Only `none` exists in this release; other modes are refused."""
+    """Differential privacy: who adds noise, for whom, and how it is counted."""
 
-    mode: Literal["none"] = Field("none", description="Who adds noise: nobody.")
+    mode: Literal["none", "local", "central"] = Field(
+        "none",
+        description="`local`: each silo clips and adds noise at every step (DP-SGD), which holds "
+        "against everybody outside it. `central`: the coordinator, which is trusted, clips silos' "
+        "deltas and adds noise to their sum; it holds against who gets the model.",
+    )
+    unit: Literal["record", "patient"] | None = Field(
+        None,
+        description="local: who is protected. `patient`: all rows of one `columns.privacy_unit`; "
+        "null: patient where the data has such a column, else record.",
+    )
+    target_epsilon: PositiveFloat | None = Field(
+        None, description="Epsilon of the whole run: noise is solved for. Or `noise_multiplier`."
+    )
+    noise_multiplier: PositiveFloat | None = Field(
+        None, description="Noise's standard deviation over the clipping norm."
+    )
+    delta: OpenFraction = Field(
+        1e-5, description="Delta of the guarantee; less than one over the number of units."
+    )
+    accountant: Literal["pld", "prv", "rdp"] = Field(
+        "pld", description="Which accountant's epsilon is stated; a second one is always told too."
+    )
+    clipping: Literal["flat", "per_layer", "adaptive"] = Field(
+        "flat",
+        description="One norm for all; one a layer; or one that follows `target_quantile` of the "
+        "norms, at a cost in noise that is counted (Andrew et al. 2021).",
+    )
+    clipping_norm: PositiveFloat = Field(
+        1.0, description="Most that one unit adds to a step's sum (adaptive: at the start)."
+    )
+    target_quantile: OpenFraction = Field(
+        0.5, description="adaptive: share of units whose norm is below the clipping norm."
+    )
+    clipping_rate: PositiveFloat = Field(
+        0.2, description="adaptive: how fast the clipping norm moves (geometric update)."
+    )
+    count_noise: PositiveFloat | None = Field(
+        None,
+        description="adaptive: standard deviation of the noise on the number of units below the "
+        "norm; null: a twentieth of the units a step is expected to take, and at least 1.",
+    )
+    sampling: Literal["poisson", "shuffle", "full"] = Field(
+        "poisson",
+        description="local: `poisson` takes each unit with the same chance at every step. "
+        "`shuffle` walks through the units in a random order and is counted without amplification. "
+        "`full` takes every unit at every step.",
+    )
+    max_records_per_unit: PositiveInt = Field(
+        16, le=4096, description="patient: at most so many rows of a patient are used in a step."
+    )
+    unit_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="patient: how the gradients of a patient's rows become one."
+    )
+    max_physical_batch: PositiveInt = Field(
+        16, le=65_536, description="local: rows in memory at once; larger samples are cut."
+    )
+    held_out: Literal["refuse", "public"] = Field(
+        "refuse",
+        description="Whether losses and metrics on held-out rows may be computed and shown: they "
+        "are exact, so they tell of the people in those rows. `public` says that these rows are "
+        "nobody's secret; `refuse` computes none.",
+    )
+    ledger: str | None = Field(
+        None,
+        description="Budget ledger of this machine; null: `$FEDTUNE_LEDGER`, else a file in the "
+        "user's data folder.",
+    )
+    server_noise: Literal["gaussian", "tree", "banded"] = Field(
+        "gaussian",
+        description="central: independent noise each round; or noise that is correlated over "
+        "rounds (DP-FTRL), whose sum over rounds is smaller and which needs no sampling: by a "
+        "binary tree or a banded matrix.",
+    )
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_mode(self) -> "PrivacyConfig":
+        self.refuse_idle("mode", _PRIVACY_FIELDS)
+        self.refuse_idle("clipping", _CLIPPING_FIELDS)
+        if self.mode != "none" and (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                f"`mode: {self.mode}` needs one of `target_epsilon` and `noise_multiplier`"
+            )
+        return self
+
+
+_LOCAL, _PRIVATE = ("local",), ("local", "central")
+_PRIVACY_FIELDS = {
+    **dict.fromkeys(
+        (
+            *("target_epsilon", "noise_multiplier", "delta", "accountant", "clipping"),
+            *("clipping_norm", "target_quantile", "clipping_rate", "count_noise", "held_out"),
+        ),
+        _PRIVATE,
+    ),
+    **dict.fromkeys(
+        (
+            *("unit", "sampling", "max_records_per_unit", "unit_reduction"),
+            *("max_physical_batch", "ledger"),
+        ),
+        _LOCAL,
+    ),
+    "server_noise": ("central",),
+}
+_CLIPPING_FIELDS = dict.fromkeys(("target_quantile", "clipping_rate", "count_noise"), ("adaptive",))
 
 
 class OutputConfig(Section):
@@ -423,7 +527,34 @@ class RunConfig(Section):
                         f"`federation.silo_ranks.{silo}` is {rank}, above `adapter.lora_r` "
                         f"({adapter.lora_r})"
                     )
+        self._check_privacy()
         return self
+
+    def _check_privacy(self) -> None:
+        """Refuse what would make the promise false."""
+        mode, training = self.privacy.mode, self.training
+        if mode == "none":
+            return
+        if mode == "local":
+            if self.task.packing:
+                raise ValueError(
+                    "`privacy.mode: local` can't be used with `task.packing`: a row would hold "
+                    "examples of several units"
+                )
+            for field in ("micro_batch_size", "max_grad_norm"):
+                if training.changed(field):
+                    ours = "max_physical_batch" if field[1] == "i" else "clipping_norm"
+                    raise ValueError(
+                        f"`training.{field}` can't be used with `privacy.mode: local`; set "
+                        f"`privacy.{ours}`"
+                    )
+        if self.privacy.held_out == "refuse":
+            for field in ("eval_steps", "early_stopping_patience"):
+                if training.changed(field):
+                    raise ValueError(
+                        f"`training.{field}` chooses by rows that are somebody's: with "
+                        f"`privacy.mode: {mode}` it needs `privacy.held_out: public`"
+                    )
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the result: not where it goes, who computes, or who waits."""
@@ -431,6 +562,7 @@ class RunConfig(Section):
             mode="json",
             exclude={
                 "output": True,
+                "privacy": {"ledger"},
                 "federation": {"engine", "min_silos", "round_timeout_seconds"},
             },
         )

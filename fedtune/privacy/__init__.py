@@ -1,0 +1,1 @@
+"""What is promised about people in the data: units, noise, accounting, and budgets."""
