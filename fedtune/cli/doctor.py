@@ -26,7 +26,10 @@ def doctor(
     from fedtune.config.load import load_config
     from fedtune.reports.doctor import examine
 
-    config = load_config(path, overrides or [])
+    words = overrides or []
+    if path is not None and "=" in str(path) and not path.exists():
+        path, words = None, [str(path), *words]
+    config = load_config(path, words)
     checks = []
     for check in examine(config):
         checks.append(check)

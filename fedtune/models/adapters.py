@@ -99,14 +99,18 @@ def _prompt_left_out(model: Any) -> Iterator[None]:
             head.enable_adapters(True)
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: str) -> None:
+def save_adapter(
+    model: Any, tokenizer: Any, folder: Path, *, base: str, revision: str | None = None
+) -> None:
     """Write the adapter (or the full model), tokenizer and chat template; replaces `folder`.
 
-    `base` is what the files call the base model: where it lies on this machine is nobody's concern.
+    `base`, and its hub `revision`, are what the files call the base model: where it lies on this
+    machine is nobody's concern.
     """
     with new_folder(folder) as draft:
         if hasattr(model, "peft_config"):
             model.peft_config["default"].base_model_name_or_path = base
+            model.peft_config["default"].revision = revision
             # the model card takes its words from here
             model.config.name_or_path = model.get_base_model().name_or_path = base
             # embeddings aren't trained, and `auto` would ask the hub about them

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import InputError
+from fedtune.models.base_files import hub_answers, local_folder, not_kept
 from fedtune.models.four_bit import four_bit_settings, keep_layout
 from fedtune.models.padding import check_classifier_padding, classifier_filler
 
@@ -25,8 +25,6 @@ transformers_logging.disable_progress_bar()
 logging.getLogger("transformers.modeling_utils").addFilter(
     lambda record: "LOAD REPORT" not in record.getMessage()
 )
-
-_EMBEDDED = Path(__file__).parent / "embedded"
 
 
 @dataclass(frozen=True)
@@ -74,26 +72,21 @@ def load_base(
     return Base(loaded, tokenizer)
 
 
-def embedded_folder() -> Path:
-    """Where the embedded model's files are."""
-    return _EMBEDDED
-
-
 def load_tokenizer(model: ModelConfig) -> Any:
     """The tokenizer, padding on the right."""
-    tokenizer = _load(model, AutoTokenizer)
+    tokenizer = load_pretrained(model, AutoTokenizer)
     tokenizer.padding_side = "right"
     return tokenizer
 
 
 def _load_language_model(model: ModelConfig, settings: dict[str, Any]) -> Any:
-    loaded, info = _load(model, AutoModelForCausalLM, **settings)
+    loaded, info = load_pretrained(model, AutoModelForCausalLM, **settings)
     _check_whole(model, info)
     return loaded
 
 
 def _load_classifier(model: ModelConfig, labels: Sequence[str], settings: dict[str, Any]) -> Any:
-    loaded, info = _load(
+    loaded, info = load_pretrained(
         model,
         AutoModelForSequenceClassification,
         num_labels=len(labels),
@@ -116,13 +109,20 @@ def _check_whole(model: ModelConfig, info: dict[str, Any]) -> None:
         )
 
 
-def _load(model: ModelConfig, kind: Any, **settings: Any) -> Any:
-    path = str(_EMBEDDED) if model.path == "embedded" else model.path
+def load_pretrained(model: ModelConfig, kind: Any, **settings: Any) -> Any:
+    """What `kind`, a class of `transformers`, makes of the base model's files.
+
+    Raises InputError when there are none, or they can't be read.
+    """
+    folder = local_folder(model)
+    local = folder is not None or not hub_answers(model.path, model.revision)
     settings |= {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    settings["local_files_only"] = Path(path).is_dir()
+    settings = {name: value for name, value in settings.items() if value is not None}
     try:
-        return kind.from_pretrained(path, **{k: v for k, v in settings.items() if v is not None})
+        return kind.from_pretrained(str(folder or model.path), local_files_only=local, **settings)
     except Exception as error:
+        if folder is None and local and isinstance(error, OSError):
+            raise not_kept(model) from None
         # transformers, safetensors and tokenizers raise all kinds, the last a bare Exception
         if not (isinstance(error, _BAD_FILES) or type(error) is Exception):
             raise

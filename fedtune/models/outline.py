@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import InputError
-from fedtune.models.base import Base, _load, load_tokenizer
+from fedtune.models.base import Base, load_pretrained, load_tokenizer
 from fedtune.models.padding import classifier_filler
 
 
@@ -24,7 +24,7 @@ def load_outline(
     Raises InputError where `load_base` would, but for weights that are missing or damaged.
     """
     tokenizer = load_tokenizer(model)
-    config = _load(model, AutoConfig)
+    config = load_pretrained(model, AutoConfig)
     if task == "sequence_classification":
         config.num_labels = len(labels)
         made = _on_meta(AutoModelForSequenceClassification, config, model, dtype)

@@ -80,7 +80,7 @@ def _run(folder: Path, with_adapter: bool) -> Loaded:
             )
         loaded = _adapter(adapter, config.model, with_adapter)
     elif with_adapter:
-        loaded = _whole(adapter, config.model.model_copy(update={"path": str(adapter)}))
+        loaded = _whole(adapter, _moved(config.model, adapter))
     else:
         labels = labels_of_model(adapter) if _classifies(adapter) else ()
         loaded = _bare(adapter, config.model, config.task.head, labels)
@@ -133,7 +133,7 @@ def _bare(folder: Path, base: ModelConfig, task: str, labels: tuple[str, ...]) -
     loaded = load_base(base, task, labels)
     tokenizer = loaded.tokenizer
     if (folder / "tokenizer_config.json").is_file():
-        tokenizer = _at(folder, load_tokenizer, base.model_copy(update={"path": str(folder)}))
+        tokenizer = _at(folder, load_tokenizer, _moved(base, folder))
     return Loaded(loaded.model.eval(), tokenizer, task, labels, base)
 
 
@@ -142,6 +142,11 @@ def _whole(folder: Path, model: ModelConfig) -> Loaded:
     labels = labels_of_model(folder) if task == "sequence_classification" else ()
     loaded = _at(folder, load_base, model, task, labels)
     return Loaded(loaded.model.eval(), loaded.tokenizer, task, labels, model)
+
+
+def _moved(model: ModelConfig, folder: Path) -> ModelConfig:
+    """The settings of a model that is loaded from a folder of a run."""
+    return model.model_copy(update={"path": str(folder), "revision": None})
 
 
 def _at(folder: Path, load: Any, *arguments: Any) -> Any:

@@ -23,7 +23,7 @@ from fedtune.tensors import Spec
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
-from fedtune.training.run_folder import check_folder
+from fedtune.training.run_folder import check_folder, check_local_base
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 
@@ -92,6 +92,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     check_alone(out)
     check_folder(out, config, resume=resume)
     if resume:
+        check_local_base(out, config)
         identity = run_identity(config, found.splits.facts)
         CheckpointFolder(out / "checkpoints", identity).check()
     return facts(found)

@@ -11,15 +11,13 @@ from typing import Any
 import psutil
 import torch
 from packaging.requirements import Requirement
-from transformers.utils.hub import cached_file
 
 from fedtune.atomic import write_text
-from fedtune.config.schema import ModelConfig, RunConfig
+from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.data.store import file_digest
 from fedtune.errors import InputError
-from fedtune.models.base import embedded_folder
-from fedtune.training.run_folder import LOCK
+from fedtune.training.run_folder import LOCK, read_base
 
 _NAME = "manifest.json"
 _WORKING = "checkpoints"
@@ -37,7 +35,7 @@ def write_manifest(out: Path, config: RunConfig, data: DataFacts, command: str) 
         "seed": config.seed,
         "packages": package_versions(),
         "machine": machine(),
-        "base_model": {"path": config.model.path, "sha256": base_digest(config.model)},
+        "base_model": read_base(out),
         "data": dataclasses.asdict(data),
         "files": file_digests(out),
     }
@@ -67,17 +65,6 @@ def file_digests(out: Path) -> dict[str, str]:
         for name, path in names.items()
         if name not in (_NAME, LOCK) and not name.startswith(f"{_WORKING}/")
     }
-
-
-def base_digest(model: ModelConfig) -> str:
-    """SHA-256 over the names and contents of the base model's files."""
-    if model.path == "embedded":
-        return file_digest(embedded_folder())
-    if Path(model.path).is_dir():
-        return file_digest(Path(model.path))
-    # the run has just loaded it: the hub's cache has it
-    config = cached_file(model.path, "config.json", revision=model.revision, local_files_only=True)
-    return file_digest(Path(config).parent)
 
 
 def package_versions() -> dict[str, str]:

@@ -65,7 +65,13 @@ def train(
         )
     comparison = {"base": base, "trained": _score(prepared)}
     if processes.is_main():
-        save_adapter(prepared.model, prepared.tokenizer, out / "adapter", base=config.model.path)
+        save_adapter(
+            prepared.model,
+            prepared.tokenizer,
+            out / "adapter",
+            base=config.model.path,
+            revision=config.model.revision,
+        )
         write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     return CentralResult(
         adapter=out / "adapter",

@@ -1,26 +1,36 @@
 """A run's folder: one run each, never mixed up with another."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+from fedtune.atomic import write_text
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
+from fedtune.models.base_files import base_digest, local_folder
+from fedtune.models.read_json import read_json
 
 LOCK = ".lock"
 """Kept by the process that is at work in a folder; no part of the run."""
+BASE = "base_model.json"
+"""What the base model was when the run began."""
 
 
 def claim_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     """Make `out` the folder of this run, or go on with the run that it holds.
 
-    Raises InputError when the folder holds another run, none to resume, or can't be written.
+    Raises InputError when the folder holds another run, none to resume, one on a base model that
+    was edited since, or can't be written.
     """
     check_folder(out, config, resume=resume)
     if resume:
+        _check_base(out, config)
         return
+    base = {"path": config.model.path, "sha256": base_digest(config.model)}
     try:
+        write_text(out / BASE, json.dumps(base, indent=2) + "\n")
         save_config(config, out / "config.yaml")
     except OSError as error:
         raise InputError(
@@ -51,6 +61,29 @@ def check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(
             "can't be written", where=there, mend="change its rights, or set another `output.dir`"
+        )
+
+
+def check_local_base(out: Path, config: RunConfig) -> None:
+    """Raise InputError when the run in `out` was on another base than is now on this disk.
+
+    Only the run itself can tell for a hub id, once it has loaded the model.
+    """
+    if local_folder(config.model) is not None:
+        _check_base(out, config)
+
+
+def read_base(out: Path) -> dict[str, Any]:
+    """Path and SHA-256 of the base model that the run in `out` was started on."""
+    return read_json(out / BASE)
+
+
+def _check_base(out: Path, config: RunConfig) -> None:
+    if read_base(out).get("sha256") != base_digest(config.model):
+        raise InputError(
+            f"the base model `{config.model.path}` is not what it was when the run began",
+            where=out / BASE,
+            mend="put its files back as they were, or set another `output.dir`",
         )
 
 

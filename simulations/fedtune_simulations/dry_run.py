@@ -14,7 +14,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.partition import check_partition, partition
 from fedtune.reports.dry_run import DryRun, facts, outline
 from fedtune.tensors import Spec, TensorSet, payload_size
-from fedtune.training.run_folder import check_folder
+from fedtune.training.run_folder import check_folder, check_local_base
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks
@@ -50,6 +50,8 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     check_quorum(plan)
     check_alone(out)
     check_folder(out, config, resume=resume)
+    if resume:
+        check_local_base(out, config)
     rounds = range(1, config.federation.rounds + 1)
     blank = _blank(found.spec)
     divided = out / "partition.json"

@@ -125,7 +125,8 @@ def check_available(config: RunConfig) -> None:
 def _save(setting: Setting, state: GlobalState, folder: Path) -> None:
     write_state(setting.model, state.adapter)
     whole = folded(setting.model, state.residual)
-    save_adapter(whole, setting.tokenizer, folder, base=setting.config.model.path)
+    base = setting.config.model
+    save_adapter(whole, setting.tokenizer, folder, base=base.path, revision=base.revision)
 
 
 def _append(out: Path, record: dict[str, object]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fedtune.cli.main import main
-from fedtune.models.base import embedded_folder
+from fedtune.models.base_files import embedded_folder
 
 ROWS = [
     {"id": f"r{i}", "prompt": f"Q{i}?", "completion": f"A{i}", "who": f"p{i}", "silo": "ab"[i % 2]}
@@ -306,7 +306,21 @@ CASES = [
         verbs=("simulate",),
     ),
     # model
-    Case("no model folder", ("model.path",), settings=MODEL),
+    Case("no model folder", ("model.path", "there is no folder"), settings=MODEL),
+    *(
+        Case(
+            f"no model folder {path}",
+            (f"model.path: there is no folder `{path}`",),
+            settings=(f"model.path={path}",),
+        )
+        for path in ("./nope", "../models/nope", "/abs/nope", "nope/", "a/b/nope", "a\\nope", "~/n")
+    ),
+    Case(
+        "a revision of a folder",
+        ("model.revision", "is a folder, which has no revisions"),
+        settings=(*MODEL, "model.revision=v1"),
+        setup=model_without(),
+    ),
     Case(
         "a model folder without a config",
         ("model.path",),
@@ -523,3 +537,26 @@ def test_a_run_does_not_go_on_over_other_data(
             assert main([verb, *arguments, "--resume", *more]) == 2
             assert "other data" in capsys.readouterr().err
             assert contents(work) == before
+
+
+def test_a_run_does_not_go_on_over_an_edited_base_model(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = work / "model" / "model.safetensors"
+    for verb in BOTH:
+        shutil.rmtree(work / "model", ignore_errors=True)
+        case = Case("none", (), settings=MODEL, setup=model_without())
+        arguments = [*sound_run(work, case), f"output.dir={work / verb}"]
+        assert main([verb, *arguments]) == 0
+        sound = weights.read_bytes()
+        weights.write_bytes(sound[:-4] + b"\1\0\0\0")
+        before = contents(work)
+        for more in (["--dry-run"], []):
+            capsys.readouterr()
+            assert main([verb, *arguments, "--resume", *more]) == 2
+            err = capsys.readouterr().err
+            assert f"the base model `{work}/model` is not what it was when the run began" in err
+            assert contents(work) == before
+        weights.write_bytes(sound)
+        (work / "model" / "README.md").write_text("a word on it")  # no part of the model
+        assert main([verb, *arguments, "--resume"]) == 0

@@ -57,9 +57,11 @@ def test_folded_and_loaded_by_plain_peft_it_gives_the_same_logits(model: Any, tm
     assert torch.equal(logits(model), plain)  # and the model itself is as before
     from transformers import AutoTokenizer
 
-    from fedtune.models.base import _EMBEDDED
+    from fedtune.models.base_files import embedded_folder
 
-    save_adapter(wide, AutoTokenizer.from_pretrained(_EMBEDDED), tmp_path / "adapter", base="x")
+    save_adapter(
+        wide, AutoTokenizer.from_pretrained(embedded_folder()), tmp_path / "adapter", base="x"
+    )
     loaded = PeftModel.from_pretrained(bare_twin(model), tmp_path / "adapter").eval()
     assert torch.allclose(logits(loaded), wanted, atol=1e-4)
 

@@ -113,3 +113,12 @@ def test_telemetry_that_is_on_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     check = doctor.telemetry_off()
     assert check.status == "fail"
     assert check.mend == "set FLWR_TELEMETRY_ENABLED=0"
+
+
+def test_settings_without_a_file_are_taken_and_a_mistyped_folder_is_told_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "model.path=./nope", "data.embedded_patients=16"]) == 1
+    told = capsys.readouterr().out
+    assert "FAIL  model: model.path: there is no folder `./nope`" in told
+    assert "to mend: check the path" in told

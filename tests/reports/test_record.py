@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 from fedtune.cli.main import main
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
-from fedtune.reports.manifest import base_digest, check_manifest
+from fedtune.models.base_files import base_digest
+from fedtune.reports.manifest import check_manifest
 
 
 @pytest.fixture(scope="module")
