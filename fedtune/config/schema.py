@@ -422,13 +422,26 @@ class PrivacyConfig(Section):
         "gaussian",
         description="central: independent noise each round; or noise that is correlated over "
         "rounds (DP-FTRL), whose sum over rounds is smaller and which needs no sampling: by a "
-        "binary tree or a banded matrix.",
+        "binary tree or a banded matrix. Silos then take turns: each is asked in one of every "
+        "`1 / federation.fraction` rounds.",
+    )
+    bands: PositiveInt | None = Field(
+        None,
+        le=4096,
+        description="banded: rounds over which noise is correlated; null: the number whose sums "
+        "have the least noise.",
     )
 
     @model_validator(mode="after")
     def _settings_belong_to_the_mode(self) -> "PrivacyConfig":
         self.refuse_idle("mode", _PRIVACY_FIELDS)
         self.refuse_idle("clipping", _CLIPPING_FIELDS)
+        self.refuse_idle("server_noise", {"bands": ("banded",)})
+        if self.clipping == "adaptive" and self.server_noise != "gaussian":
+            raise ValueError(
+                f"`clipping: adaptive` can't be used with `server_noise: {self.server_noise}`: "
+                "noise of one round takes back that of another only if both were clipped alike"
+            )
         if self.mode != "none" and (self.target_epsilon is None) == (self.noise_multiplier is None):
             raise ValueError(
                 f"`mode: {self.mode}` needs one of `target_epsilon` and `noise_multiplier`"
@@ -453,6 +466,7 @@ _PRIVACY_FIELDS = {
         _LOCAL,
     ),
     "server_noise": ("central",),
+    "bands": ("central",),
 }
 _CLIPPING_FIELDS = dict.fromkeys(("target_quantile", "clipping_rate", "count_noise"), ("adaptive",))
 
@@ -548,6 +562,8 @@ class RunConfig(Section):
                         f"`training.{field}` can't be used with `privacy.mode: local`; set "
                         f"`privacy.{ours}`"
                     )
+        if mode == "central":
+            self._check_central()
         if self.privacy.held_out == "refuse":
             for field in ("eval_steps", "early_stopping_patience"):
                 if training.changed(field):
@@ -555,6 +571,21 @@ class RunConfig(Section):
                         f"`training.{field}` chooses by rows that are somebody's: with "
                         f"`privacy.mode: {mode}` it needs `privacy.held_out: public`"
                     )
+
+    def _check_central(self) -> None:
+        """Refuse what a noised sum of clipped deltas can't be, and turns that don't come out."""
+        federation, noise = self.federation, self.privacy.server_noise
+        if federation.aggregation != "fedavg":
+            raise ValueError(
+                f"`privacy.mode: central` adds noise to a sum of deltas: it needs "
+                f"`federation.aggregation: fedavg`, not `{federation.aggregation}`"
+            )
+        turns = 1 / federation.fraction
+        if noise != "gaussian" and abs(turns - round(turns)) > 0.01 * turns:
+            raise ValueError(
+                f"`privacy.server_noise: {noise}` has silos take turns: `federation.fraction` is "
+                f"one over a whole number (1, 0.5, 0.25), not {federation.fraction}"
+            )
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the result: not where it goes, who computes, or who waits."""

@@ -4,13 +4,16 @@ Trainer, ledger, statement and audit all read this one, so that none of the four
 without the others (after JAX-Privacy's `DPExecutionPlan`).
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedtune.config.schema import PrivacyConfig
+from fedtune.config.schema import FederationConfig, PrivacyConfig
 from fedtune.errors import InputError
 from fedtune.privacy.accounting import epsilon, solve_noise
+from fedtune.privacy.correlated import Correlation, best_bands
 from fedtune.privacy.events import GaussianEvent
 
 Unit = Literal["record", "patient", "silo"]
@@ -22,7 +25,9 @@ class ExecutionPlan:
 
     `units` is the number of units that take part; `sample_rate` the chance of each at a step;
     `noise_multiplier` the noise over the clipping norm that the accountant counts, the count of
-    adaptive clipping included. Made by `plan_steps`; every part is derived from these fields.
+    adaptive clipping included. `correlation` is of noise that is not fresh at each step: silos then
+    take turns, one in `1 / sample_rate` steps each. Made by `plan_steps` or `plan_rounds`; every
+    part is derived from these fields.
     """
 
     unit: Unit
@@ -31,6 +36,7 @@ class ExecutionPlan:
     steps: int
     noise_multiplier: float
     settings: PrivacyConfig
+    correlation: Correlation | None = None
 
     @property
     def expected_batch(self) -> float:
@@ -64,10 +70,19 @@ class ExecutionPlan:
         """What `steps` of the plan's steps (all, by default) cost."""
         count = self.steps if steps is None else steps
         rate = self.sample_rate
+        if self.correlation is not None:
+            return self.event_of(range(1, count + 1))
         if self.settings.sampling == "shuffle":
             # a unit is in one batch a pass: no amplification, one sum a pass
             return GaussianEvent(1.0, self.noise_multiplier, math.ceil(count * rate))
         return GaussianEvent(rate, self.noise_multiplier, count)
+
+    def event_of(self, released: Sequence[int]) -> GaussianEvent:
+        """What the steps of these numbers, from 1, cost; one that was taken twice stands twice."""
+        if self.correlation is None:
+            return self.event(len(released))
+        moved = self.correlation.sensitivity(released)
+        return GaussianEvent(1.0, self.noise_multiplier / moved, 1)
 
     def epsilon(self) -> float:
         """Epsilon of the whole plan at the settings' delta, by the settings' accountant."""
@@ -83,6 +98,7 @@ class ExecutionPlan:
             "noise_multiplier": self.noise_multiplier,
             "sum_noise_multiplier": self.sum_noise_multiplier,
             "settings": self.settings.model_dump(mode="json"),
+            "correlation": self.correlation.to_json() if self.correlation else None,
         }
 
 
@@ -100,6 +116,31 @@ def plan_steps(
             where="training.batch_size",
             mend="lower it, or set `privacy.sampling: full`",
         )
+    _check_delta(settings, unit, units)
+    rate = 1.0 if settings.sampling == "full" else batch / units
+    return _solved(ExecutionPlan(unit, units, rate, steps, 1.0, settings))
+
+
+def plan_rounds(
+    settings: PrivacyConfig, federation: FederationConfig, silos: int
+) -> ExecutionPlan:
+    """The plan of `privacy.mode: central` for all rounds of a federation of `silos` silos.
+
+    Fresh noise: at each round every silo is asked with the chance `federation.fraction` (Poisson).
+    Correlated noise: silos take turns. Raises InputError on a delta that doesn't fit the silos.
+    """
+    _check_delta(settings, "silo", silos)
+    rounds, rate, correlation = federation.rounds, federation.fraction, None
+    if settings.server_noise != "gaussian":
+        every = round(1 / rate)
+        bands, rate = 1, 1 / every
+        if settings.server_noise == "banded":
+            bands = min(settings.bands or best_bands(rounds, every), rounds)
+        correlation = Correlation(settings.server_noise, rounds, every, bands)
+    return _solved(ExecutionPlan("silo", silos, rate, rounds, 1.0, settings, correlation))
+
+
+def _check_delta(settings: PrivacyConfig, unit: Unit, units: int) -> None:
     if settings.delta * units >= 1:
         raise InputError(
             f"delta {settings.delta:g} is no less than one over the number of {unit}s ({units}): "
@@ -107,13 +148,17 @@ def plan_steps(
             where="privacy.delta",
             expected=f"below {1 / units:.2g}",
         )
-    rate = 1.0 if settings.sampling == "full" else batch / units
+
+
+def _solved(plan: ExecutionPlan) -> ExecutionPlan:
+    """`plan`, made with a noise multiplier of 1, with the one that the settings want."""
+    settings, event = plan.settings, plan.event()
     noise = settings.noise_multiplier
     if noise is None:
         assert settings.target_epsilon is not None  # noqa: S101 - the schema has seen to it
-        event = ExecutionPlan(unit, units, rate, steps, 1.0, settings).event()
-        noise = solve_noise(
+        # the event's own multiplier is 1 over the sensitivity of correlated noise
+        noise = event.noise_multiplier**-1 * solve_noise(
             settings.target_epsilon, settings.delta, event.sample_rate, event.count,
             settings.accountant,
         )  # fmt: skip
-    return ExecutionPlan(unit, units, rate, steps, noise, settings)
+    return dataclasses.replace(plan, noise_multiplier=noise)
