@@ -121,9 +121,7 @@ def plan_steps(
     return _solved(ExecutionPlan(unit, units, rate, steps, 1.0, settings))
 
 
-def plan_rounds(
-    settings: PrivacyConfig, federation: FederationConfig, silos: int
-) -> ExecutionPlan:
+def plan_rounds(settings: PrivacyConfig, federation: FederationConfig, silos: int) -> ExecutionPlan:
     """The plan of `privacy.mode: central` for all rounds of a federation of `silos` silos.
 
     Fresh noise: at each round every silo is asked with the chance `federation.fraction` (Poisson).
