@@ -63,23 +63,33 @@ def clear(
 
 
 def _show(found: "Inspection") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from fedtune.cli.dry_run import tell_example
 
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts(found):
-        facts.add_row(name, value)
-    # no markup: a file's words are shown as they are
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(facts)
+    _show_facts(_facts(found))
     if found.example:
         tell_example(found.example)
     if found.problem:
-        console.print(f"not encoded: {found.problem}")
+        print(f"not encoded: {found.problem}")
+
+
+def _show_facts(facts: list[tuple[str, str]]) -> None:
+    """Two columns: folded to a terminal's width, one fact a line for a pipe or a file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    # no markup: a file's words are shown as they are
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        width = max(len(name) for name, _ in facts) + 2
+        for name, value in facts:
+            print(name.ljust(width) + value.replace("\n", "\n" + " " * width))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, value)
+    console.print(table)
 
 
 def _facts(found: "Inspection") -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What pydantic found wrong, in the words of the person who wrote the file."""
 
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,10 @@ def explain(
     found: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_in_tree(item["loc"], tree), []).append(item)
-    return [str(_problem(at, items, _place(at, places, source))) for at, items in found.items()]
+    return [
+        str(_problem(at, items, _place(at, places, _places_named(items, places) or source)))
+        for at, items in found.items()
+    ]
 
 
 def section_at(path: tuple[Any, ...]) -> type[BaseModel] | None:
@@ -76,6 +80,13 @@ def _place(at: tuple[Any, ...], places: Mapping[tuple[Any, ...], str], source: s
         if at[:depth] in places:
             return places[at[:depth]]
     return source
+
+
+def _places_named(items: list[Any], places: Mapping[tuple[Any, ...], str]) -> str:
+    """Where the fields stand that a message on several sections names; "" if none was set."""
+    names = re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)+)", items[0]["msg"])
+    found = (places.get(tuple(name.split("."))) for name in names)
+    return " and ".join(dict.fromkeys(place for place in found if place))
 
 
 def _problem(at: tuple[Any, ...], items: list[Any], place: str) -> InputError:

@@ -474,7 +474,7 @@ _CLIPPING_FIELDS = dict.fromkeys(("target_quantile", "clipping_rate", "count_noi
 class OutputConfig(Section):
     """Where results go."""
 
-    dir: str = Field("runs/run", description="The run folder.")
+    dir: str = Field("runs/run", min_length=1, description="The run folder: new, or empty.")
     loggers: list[Literal["tensorboard", "mlflow"]] = Field(
         default_factory=list, description="Loggers besides metrics.jsonl."
     )

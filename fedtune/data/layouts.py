@@ -64,6 +64,7 @@ def find_layout(
     for field in ColumnsConfig.model_fields:  # one that the format has no use for must be there too
         if name := getattr(data.columns, field):
             _require(name, columns, where, f"data.columns.{field}")
+    _refuse_idle(data.columns, format, content)
     if silo:
         _require(silo, columns, where, "federation.partition.column")
     return Layout(format, content, data.columns.record_id, data.columns.privacy_unit, silo)
@@ -145,6 +146,17 @@ def _detect(
 
 def _example(wanted: tuple[str, ...]) -> tuple[str, ...]:
     return _SHAPES["prompt_completion" if "prompt_completion" in wanted else wanted[0]][0]
+
+
+def _refuse_idle(mapping: ColumnsConfig, format: str, content: Mapping[str, str]) -> None:
+    """Refuse a column that is named for a part which rows of this format don't have."""
+    for part in ("text", "prompt", "completion", "messages", "label"):
+        if getattr(mapping, part) and part not in content:
+            raise InputError(
+                f"is not used: rows are read as {format} ({', '.join(content)})",
+                where=f"data.columns.{part}",
+                mend="leave it out, or set `data.format` to one that has it",
+            )
 
 
 def _require(name: str, columns: Collection[str], where: str, field: str) -> None:

@@ -72,7 +72,9 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
 
 def _json_row(number: int, line: bytes) -> RawRow:
     try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        value = json.loads(
+            line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object
+        )
     except UnicodeDecodeError:
         return RawRow(number, problem="not UTF-8 text")
     except (ValueError, RecursionError) as error:
@@ -80,6 +82,16 @@ def _json_row(number: int, line: bytes) -> RawRow:
     if not isinstance(value, dict):
         return RawRow(number, problem=f"a JSON {type(value).__name__}, not an object")
     return RawRow(number, value)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """JSON leaves open which of two equal keys counts: neither does here."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in row if keys.count(key) > 1)
+        raise ValueError(f"the key `{twice[:80]}` stands twice")
+    return row
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:

@@ -16,6 +16,8 @@ LOCK = ".lock"
 """Kept by the process that is at work in a folder; no part of the run."""
 BASE = "base_model.json"
 """What the base model was when the run began."""
+_FIRST_FILES = {LOCK, *(n + end for n in (BASE, "config.yaml") for end in ("", ".part"))}
+"""What a run that was killed in its first moment may have left."""
 
 
 def claim_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
@@ -51,6 +53,12 @@ def check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
         raise InputError("there is no run to resume", where=out)
     if resume:
         _check_same_run(out / "config.yaml", config)
+    elif out.is_dir() and (others := sorted({p.name for p in out.iterdir()} - _FIRST_FILES)):
+        raise InputError(
+            f"the folder is no run's and holds other files (`{others[0]}`)",
+            where=out.absolute(),
+            mend="set `output.dir` to a folder that is new or empty",
+        )
     there = out.absolute()
     while not there.exists():
         there = there.parent

@@ -28,6 +28,7 @@ def find_silos(
     deadline = time.monotonic() + timeout_seconds
     asked: dict[str, int] = {}
     seen: set[int] = set()
+    lost: set[int] = set()
     found: dict[str, int] = {}
     while True:
         over = time.monotonic() >= deadline
@@ -35,7 +36,13 @@ def find_silos(
         seen.update(fresh)
         for node in fresh:
             pushed = grid.push_messages([_question(node, timeout_seconds)])
-            asked |= {str(identifier): node for identifier in pushed}
+            identifier = next(iter(pushed), None)
+            if not identifier:  # Flower took no message; it is asked again while it is there
+                seen.discard(node)
+                lost.add(node)
+                continue
+            lost.discard(node)
+            asked[str(identifier)] = node
         for reply in grid.pull_messages(list(asked)) if asked else ():
             node = asked.pop(str(reply.metadata.reply_to_message_id))
             name = _name(reply)
@@ -47,9 +54,10 @@ def find_silos(
             break
         time.sleep(max(0.0, min(poll_seconds, deadline - time.monotonic())))
     if len(found) < min_silos:
+        untold = f"; {len(lost)} nodes could not be handed a message" if lost else ""
         raise RunFailedError(
             f"{len(found)} silos were there after {timeout_seconds:.0f} s, "
-            f"`federation.min_silos` is {min_silos} ({', '.join(sorted(found)) or 'none'})"
+            f"`federation.min_silos` is {min_silos} ({', '.join(sorted(found)) or 'none'}){untold}"
         )
     return dict(sorted(found.items()))
 

@@ -68,6 +68,14 @@ def test_a_readable_page(tmp_path: Path, capsys):
         assert words in page
 
 
+def test_a_long_line_stays_one_line_where_nobody_looks_at_it(tmp_path: Path, capsys):
+    many = [f"column_number_{i}" for i in range(30)]
+    file = written(tmp_path / "x.jsonl", [dict.fromkeys(many, "x") | {"text": "t"}] * 3)
+    assert main(["data", "inspect", file]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"columns        {', '.join([*many, 'text'])}" in lines
+
+
 def test_chats_whose_stop_token_is_cut_off_are_counted_and_a_missing_template_told(
     tmp_path: Path, capsys
 ):

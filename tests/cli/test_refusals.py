@@ -164,6 +164,11 @@ CASES = [
         ("train.jsonl:3", "not JSON"),
         rows=lines(*ROWS[:2]) + b"{oops\n" + lines(*ROWS[3:]),
     ),
+    Case(
+        "a key twice in line 2",
+        ("train.jsonl:2", "the key `prompt` stands twice"),
+        rows=lines(ROWS[0]) + b'{"prompt": "a", "prompt": "b", "completion": "c", "silo": "a"}\n',
+    ),
     Case("a list in line 1", ("train.jsonl:1", "not an object"), rows=b"[1]\n" + lines(*ROWS)),
     Case(
         "a missing completion",
@@ -254,6 +259,11 @@ CASES = [
         ("train.jsonl: no column `prompt`", "data.columns.prompt"),
         rows=lines(*LABELLED),
         settings=("data.columns.prompt=prompt",),
+    ),
+    Case(
+        "a column for a part that the format doesn't have",
+        ("data.columns.label: is not used: rows are read as prompt_completion",),
+        settings=("data.columns.label=who",),
     ),
     # data: splits and silos
     Case(
@@ -389,6 +399,21 @@ CASES = [
         ("run", "--resume"),
         setup=put("run/config.yaml", b"seed: 1\n"),
     ),
+    Case(
+        "the output folder is nothing",
+        ("command line: output.dir", "at least 1 character"),
+        settings=("output.dir=''",),
+    ),
+    Case(
+        "the output folder is the current one, with other files",
+        ("the folder is no run's and holds other files (`run.yaml`)", "output.dir"),
+        settings=("output.dir=.",),
+    ),
+    Case(
+        "the output folder holds another's files",
+        ("run: the folder is no run's and holds other files (`thesis.tex`)",),
+        setup=put("run/thesis.tex", b""),
+    ),
     Case("nothing to resume", ("run", "no run to resume"), arguments=("--resume",)),
     Case(
         "resumed with other settings",
@@ -414,8 +439,21 @@ CASES = [
     ),
     Case(
         "settings that contradict",
-        ("needs an adapter",),
+        ("fedtune: command line: `model.load_in_4bit` needs an adapter",),
         settings=("model.load_in_4bit=true", "adapter.method=full"),
+    ),
+    Case(
+        "settings of two sections that contradict",
+        ("fedtune: command line: `federation.aggregation: svd` needs `adapter.method: lora`",),
+        settings=("federation.aggregation=svd", "adapter.method=ia3"),
+    ),
+    *(
+        Case(
+            f"a rate of {value}",
+            ("command line: training.learning_rate: ", f"{value.strip('.')}", "number"),
+            settings=(f"training.learning_rate={value}",),
+        )
+        for value in ("nan", ".nan", ".inf")
     ),
     Case(
         "a privacy mode of another release",

@@ -56,6 +56,32 @@ def test_silence_ends_at_the_deadline_with_the_names_of_those_who_are_there():
         find(Silent(named, ["a", "b"]), "ab", min_silos=2)
 
 
+@pytest.mark.parametrize("identifiers", [[""], [None], []])
+def test_a_node_that_no_message_could_be_handed_to_is_told(identifiers: list[str | None]):
+    class Refusing(InProcessGrid):
+        refusals = 10**9
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            kept = list(messages)
+            if kept[0].metadata.dst_node_id == 2 and self.refusals:
+                self.refusals -= 1
+                return identifiers  # type: ignore[return-value]
+            return super().push_messages(kept)
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            asked = list(message_ids)
+            assert all(asked)
+            assert "None" not in asked
+            return super().pull_messages(asked)
+
+    assert find(Refusing(named, ["a", "b"]), "ab") == {"b": 3}
+    with pytest.raises(RunFailedError, match="1 nodes could not be handed a message"):
+        find(Refusing(named, ["a", "b"]), "ab", min_silos=2)
+    grid = Refusing(named, ["a", "b"])
+    grid.refusals = 1
+    assert find(grid, "ab") == {"a": 2, "b": 3}
+
+
 def test_two_nodes_of_one_name_are_refused():
     def same(message: Message, context: Context) -> Message:
         return Message(RecordDict({"silo": ConfigRecord({"name": "a"})}), reply_to=message)
