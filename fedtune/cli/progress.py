@@ -169,7 +169,8 @@ def _line(console: Console, text: str) -> None:
 
 def _step(event: StepDone) -> str:
     speed = event.examples / event.seconds if event.seconds else 0.0
-    return f"loss {event.loss:.4f}, lr {event.learning_rate:.2e}, {speed:.0f} examples/s"
+    loss = "" if event.loss is None else f"loss {event.loss:.4f}, "
+    return f"{loss}lr {event.learning_rate:.2e}, {speed:.0f} examples/s"
 
 
 def _evaluated(event: Evaluated) -> str:

@@ -66,10 +66,13 @@ def _show(result: "CentralResult", out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if not result.comparison:
+        print("no held-out scores: they would tell of the people in those rows")
     scores = Table("held-out test", "loss", "accuracy")
     for name, metrics in result.comparison.items():
         scores.add_row(name, f"{metrics['loss']:.4f}", f"{metrics['accuracy']:.3f}")
-    Console().print(scores)
+    if result.comparison:
+        Console().print(scores)
     print(f"{result.steps} steps, weights of step {result.kept_step}")
     if result.chosen_on_test:
         print("the step was chosen on this very test set: its scores flatter")

@@ -16,6 +16,7 @@ from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
 from fedtune.training.prepare import Prepared, prepare
+from fedtune.training.private import check_private, private_steps, scores_shown
 from fedtune.training.run_folder import claim_folder
 from fedtune.training.trainer import Trainer
 
@@ -33,7 +34,7 @@ class CentralResult:
     adapter: Path
     steps: int
     kept_step: int
-    loss: float
+    loss: float | None
     processes: int
     comparison: dict[str, dict[str, float]]
     chosen_on_test: bool
@@ -49,21 +50,31 @@ def train(
     can't go on.
     """
     check_loggers(config)
+    check_private(config)
     prepared = prepare(config)
+    private = private_steps(config, prepared.splits.train)
+    shown = scores_shown(config)
     if processes.is_main():
         claim_folder(out, config, resume=resume)
     processes.wait_for_all()
-    with without_adapter(prepared.model):
-        base = _score(prepared)
+    comparison = {}
+    if shown:
+        with without_adapter(prepared.model):
+            comparison["base"] = _score(prepared)
     checkpoints = CheckpointFolder(out / "checkpoints", run_identity(config, prepared.splits.facts))
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]
         )
         result = trainer.fit(
-            prepared.model, prepared.train, held_out=prepared.test, checkpoints=checkpoints
+            prepared.model,
+            prepared.train,
+            held_out=prepared.test if shown else (),
+            checkpoints=checkpoints,
+            private=private,
         )
-    comparison = {"base": base, "trained": _score(prepared)}
+    if shown:
+        comparison["trained"] = _score(prepared)
     if processes.is_main():
         save_adapter(
             prepared.model,
@@ -117,8 +128,8 @@ def _log(config: RunConfig, out: Path, resumed_step: int) -> Iterator[Listener]:
 def _numbers(event: StepDone | Evaluated) -> dict[str, float]:
     if isinstance(event, Evaluated):
         return {f"eval_{name}": value for name, value in event.metrics.items()}
-    return {
-        "loss": event.loss,
+    loss = {} if event.loss is None else {"loss": event.loss}
+    return loss | {
         "learning_rate": event.learning_rate,
         "examples": event.examples,
         "seconds": event.seconds,

@@ -28,6 +28,8 @@ _KEPT = 2
 class Progress:
     """How far a run is. `best` is the state with the lowest held-out loss, when one is asked for.
 
+    `clipping_norm` is the next private step's, which adaptive clipping moves.
+
     `evaluations` are the metrics of every evaluation, each with its `step`.
     """
 
@@ -36,6 +38,7 @@ class Progress:
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best_step: int | None = None
     best: TensorSet | None = None
+    clipping_norm: float | None = None
 
 
 @dataclass(frozen=True)

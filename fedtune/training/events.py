@@ -10,11 +10,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class StepDone:
-    """Optimizer step `step` of `steps` (from 1). `loss` is the mean over its `examples`."""
+    """Optimizer step `step` of `steps` (from 1). `loss` is the mean over its `examples`.
+
+    Of a private step the loss is nobody's business (None), and `examples` the expected number.
+    """
 
     step: int
     steps: int
-    loss: float
+    loss: float | None
     learning_rate: float
     examples: int
     seconds: float

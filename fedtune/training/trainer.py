@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedtune.config.schema import TrainingConfig
-from fedtune.errors import RunFailedError
+from fedtune.errors import InputError, RunFailedError
 from fedtune.models.adapters import read_state, write_state
+from fedtune.privacy.dp_sgd import AttachedSteps, PrivateSteps
 from fedtune.tasks.evaluation import evaluate, to_device
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import TensorSet
@@ -31,6 +32,8 @@ _CHECKPOINTS_A_RUN = 10
 class TrainingResult:
     """What training did. `delta` is trained minus received; `loss` the mean over all steps.
 
+    Of private training nothing exact is told: no loss, and for `examples` batch size times steps.
+
     `evaluations` are the metrics of every evaluation, each with its `step`. `kept_step` is the
     step whose weights the model now has: the best one under early stopping, else the last.
     """
@@ -38,7 +41,7 @@ class TrainingResult:
     delta: TensorSet
     examples: int
     steps: int
-    loss: float
+    loss: float | None
     kept_step: int
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
@@ -60,32 +63,40 @@ class Trainer:
         held_out: Sequence[Encoded] = (),
         proximal_mu: float = 0.0,
         checkpoints: CheckpointFolder | None = None,
+        private: PrivateSteps | None = None,
     ) -> TrainingResult:
         """Train `model` in place, from the latest checkpoint if there is one.
 
         `held_out` is what `eval_steps` evaluates on. With `proximal_mu` each step also pulls
-        towards the received weights (FedProx, Li et al. 2020, eq. 2). Raises RunFailedError on a
+        towards the received weights (FedProx, Li et al. 2020, eq. 2). With `private` the gradients
+        are those of its plan, and nothing exact is told of `train`. Raises RunFailedError on a
         loss that is not finite, InputError on a checkpoint that is not this run's.
         """
         received = read_state(model)
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         optimizer = build_optimizer(self._settings, parameters.values())
-        steps = steps_for(self._settings, len(train))
+        steps = steps_for(self._settings, len(private.units) if private else len(train))
+        attached = private.attach(model) if private else None
         progress = checkpoints.restore(model, optimizer) if checkpoints else Progress()
         with _learning(model, self._settings), _interruptible(checkpoints) as told_to_stop:
             while progress.step < steps and not self._gives_up(progress):
                 began = time.monotonic()
                 rate = self._rate(progress.step, steps)
                 set_rate(optimizer, rate)
-                loss, count = self._gradients(model, parameters, train, progress.step)
+                loss, count = (
+                    self._private_gradients(attached, model, train, progress)
+                    if attached
+                    else self._gradients(model, parameters, train, progress.step)
+                )
                 _pull(parameters, received, proximal_mu)
-                clip(parameters.values(), self._settings)
+                if attached is None:
+                    clip(parameters.values(), self._settings)
                 optimizer.step()
                 optimizer.zero_grad()
                 if progress.step == 0:
                     _check_moved(parameters, received)
                 progress.step += 1
-                progress.loss_sum += loss
+                progress.loss_sum += loss or 0.0
                 seconds = time.monotonic() - began
                 self._tell(StepDone(progress.step, steps, loss, rate, count, seconds))
                 if held_out and _due(self._settings.eval_steps, progress.step, steps):
@@ -104,9 +115,9 @@ class Trainer:
             )
         return TrainingResult(
             delta=delta,
-            examples=len(train),
+            examples=self._settings.batch_size * steps if private else len(train),
             steps=progress.step,
-            loss=progress.loss_sum / progress.step,
+            loss=None if private else progress.loss_sum / progress.step,
             kept_step=progress.best_step or progress.step,
             evaluations=progress.evaluations,
         )
@@ -138,6 +149,29 @@ class Trainer:
                 f"step {step + 1}: the loss is {float(total)}; lower `training.learning_rate`"
             )
         return float(total), len(chosen)
+
+    def _private_gradients(
+        self, attached: AttachedSteps, model: Any, train: Sequence[Encoded], progress: Progress
+    ) -> tuple[None, int]:
+        """Set the gradients of the plan's next step; give no loss, and the expected batch."""
+        if processes.count() > 1:
+            raise InputError(
+                "private steps run in one process", where="privacy.mode", mend="start one process"
+            )
+        where = next(iter(attached.taps.parameters.values())).device
+
+        def losses(examples: Sequence[Encoded]) -> Tensor:
+            batch = to_device(self._task.collate(examples), model)
+            with processes.precision(self._settings, where):
+                return self._task.losses(model, batch)
+
+        private = attached.steps
+        if progress.clipping_norm is not None:
+            private.norm = progress.clipping_norm
+        processes.seed_step(self._seed, progress.step)
+        attached.set_gradients(losses, train)
+        progress.clipping_norm = private.norm
+        return None, round(private.plan.expected_batch)
 
     def _evaluate(self, model: Any, held_out: Sequence[Encoded], progress: Progress) -> None:
         size = self._settings.micro_batch_size or self._settings.batch_size

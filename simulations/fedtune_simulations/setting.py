@@ -10,16 +10,19 @@ from fedtune_client.app import Instruction, LocalUpdate
 
 from fedtune.aggregation.rule import GlobalState
 from fedtune.config.schema import RunConfig
+from fedtune.data.examples import ExampleSet
 from fedtune.data.load import Splits
 from fedtune.data.partition import Partition, partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import attach_adapter, state_spec, write_state
 from fedtune.models.residual import residual_added
 from fedtune.models.twin import bare_twin
+from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec
 from fedtune.training.prepare import prepare as prepare_training
+from fedtune.training.private import private_steps, scores_shown
 from fedtune.training.trainer import Trainer
 from fedtune_simulations.events import Listener, steps_of
 
@@ -32,7 +35,8 @@ class Setting:
 
     `smaller` are models with adapters of lower rank over the same base weights, by rank.
     `pooled` is the silos' examples one silo after another, `test` what is held out; `partition`
-    divides the train rows of `splits`.
+    divides the train rows of `splits`. `private` are the silos' private steps, each planned for
+    all rounds; none without `privacy.mode: local`.
     """
 
     config: RunConfig
@@ -45,13 +49,16 @@ class Setting:
     test: Sequence[Encoded]
     splits: Splits
     partition: Partition
+    private: Mapping[str, PrivateSteps]
 
     def model_of(self, silo: str) -> Any:
         """The model that `silo` trains."""
         return self.smaller.get(self.config.federation.silo_ranks.get(silo, 0), self.model)
 
     def score(self, state: GlobalState) -> dict[str, float]:
-        """Metrics of `state` on the held-out test set."""
+        """Metrics of `state` on the held-out test set; none where they must not be known."""
+        if not scores_shown(self.config):
+            return {}
         write_state(self.model, state.adapter)
         with residual_added(self.model, state.residual):
             return evaluate(self.task, self.model, self.test, EVALUATION_BATCH)
@@ -83,9 +90,12 @@ class SimulatedSilo:
         heard = steps_of(self.listener, told.round, self.name)
         trainer = Trainer(setting.task, setting.config.training, seed=seed, listeners=heard)
         mu = setting.config.federation.proximal_mu
+        private = setting.private.get(self.name)
         with residual_added(model, told.residual):
-            result = trainer.fit(model, setting.silos[self.name], proximal_mu=mu)
-        return LocalUpdate(result.delta, result.examples, {"loss": result.loss})
+            result = trainer.fit(model, setting.silos[self.name], proximal_mu=mu, private=private)
+        return LocalUpdate(
+            result.delta, result.examples, {} if result.loss is None else {"loss": result.loss}
+        )
 
 
 def prepare(config: RunConfig) -> Setting:
@@ -104,7 +114,17 @@ def prepare(config: RunConfig) -> Setting:
         test=ready.test,
         splits=ready.splits,
         partition=chosen,
+        private=_private(config, ready.splits.train, chosen),
     )
+
+
+def _private(config: RunConfig, rows: ExampleSet, silos: Partition) -> Mapping[str, PrivateSteps]:
+    rounds = config.federation.rounds
+    planned = {
+        name: private_steps(config, rows.select(chosen), rounds=rounds)
+        for name, chosen in silos.items()
+    }
+    return {name: steps for name, steps in planned.items() if steps is not None}
 
 
 def silo_seed(seed: int, silo: str, round_number: int) -> int:

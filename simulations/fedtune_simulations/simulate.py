@@ -20,6 +20,7 @@ from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.residual import folded
 from fedtune.training.loggers import check_loggers, open_loggers
+from fedtune.training.private import check_private
 from fedtune.training.run_folder import claim_folder
 from fedtune_simulations.comparison import compare as compare_with
 from fedtune_simulations.engines import check_engine, engine_of
@@ -116,6 +117,7 @@ def check_available(config: RunConfig) -> None:
     """Refuse what the schema knows and `simulate` can't do: nothing is accepted and ignored."""
     check_engine(config)
     check_loggers(config)
+    check_private(config)
     # a silo's local steps are few; the coordinator evaluates and checkpoints after each round
     for name in ("eval_steps", "early_stopping_patience", "save_steps"):
         if getattr(config.training, name) is not None:

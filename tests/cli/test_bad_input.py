@@ -79,7 +79,7 @@ FILES = [
     ("federation: {server_optimizer: {name: fedadam, beta1: 1.0}}\n", "less than 1"),
     ("federation: {rounds: 0}\n", "federation.rounds"),
     ("federation: {fraction: 0}\n", "federation.fraction"),
-    ("privacy: {mode: local}\n", "not in this release"),
+    ("privacy: {mode: distributed}\n", "not in this release"),
     ("privacy: {epsilon: 1}\n", "privacy.epsilon: unknown field"),
     ("secure_aggregation: true\n", "not in this release"),
 ]

@@ -458,7 +458,7 @@ CASES = [
     Case(
         "a privacy mode of another release",
         ("privacy.mode", "not in this release"),
-        settings=("privacy.mode=central",),
+        settings=("privacy.mode=distributed",),
     ),
 ]
 

@@ -1,0 +1,76 @@
+"""Bounding what one unit adds to a step's sum: flat, per layer, and adaptive."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedtune.privacy.noise import NoiseSource
+from fedtune.privacy.plan import ExecutionPlan
+
+_BELOW_ONE = 1.0 - 1e-6  # float32 rounding must not lift a clipped vector over its norm
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The sums over units of their clipped vectors, and how many were within the norm."""
+
+    sums: dict[str, Tensor]
+    within: int
+
+
+def clipped_sum(
+    grads: Mapping[str, Tensor], mix: Tensor | None, norm: float, *, per_layer: bool = False
+) -> Clipped:
+    """Sum of units' vectors, each scaled down to L2 norm `norm` at most.
+
+    `grads` are [rows, *shape] by name; `mix` [units, rows] says what a row counts in its unit
+    (None: rows are units). With `per_layer` each of the L tensors is bounded by norm/sqrt(L), so
+    that the whole is bounded by `norm`. A unit whose vector isn't finite counts as zero.
+    """
+    norms = {name: _unit_norms(rows, mix) for name, rows in grads.items()}
+    whole = torch.stack(list(norms.values())).square().sum(0).sqrt()
+    finite = torch.isfinite(whole)
+    bound = norm / math.sqrt(len(grads)) if per_layer else norm
+    sums = {}
+    for name, rows in grads.items():
+        factor = _factor(norms[name] if per_layer else whole, bound).where(finite, 0.0)
+        weight = factor if mix is None else factor @ mix
+        flat = rows.flatten(1)
+        if not bool(finite.all()):
+            flat = torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
+        sums[name] = (weight @ flat).view(rows.shape[1:])
+    return Clipped(sums, int((finite & (whole <= norm)).sum()))
+
+
+def unit_mix(owners: Tensor, units: int, reduction: str) -> Tensor | None:
+    """[units, rows]: 1 (`sum`) or one over the unit's rows (`mean`); None if a row is a unit."""
+    if len(owners) == units:
+        return None
+    mix = torch.zeros(units, len(owners), device=owners.device)
+    mix[owners, torch.arange(len(owners), device=owners.device)] = 1.0
+    return mix / mix.sum(1, keepdim=True) if reduction == "mean" else mix
+
+
+def moved_norm(norm: float, within: float, plan: ExecutionPlan, source: NoiseSource) -> float:
+    """The next clipping norm: towards `target_quantile` (Andrew et al. 2021, section 2.2).
+
+    Each unit adds -1/2 or 1/2, so that one moves the sum by 1/2, and the noise has standard
+    deviation `plan.count_noise`; `within` is the exact number of the step's units within the norm
+    less half the number of units.
+    """
+    settings, expected = plan.settings, plan.expected_batch
+    noisy = within + float(source.normal(1, plan.count_noise)[0])
+    share = min(1.0, max(0.0, noisy / expected + 0.5))
+    return norm * math.exp(-settings.clipping_rate * (share - settings.target_quantile))
+
+
+def _unit_norms(rows: Tensor, mix: Tensor | None) -> Tensor:
+    flat = rows.flatten(1)
+    return torch.linalg.vector_norm(flat if mix is None else mix @ flat, dim=1)
+
+
+def _factor(norms: Tensor, bound: float) -> Tensor:
+    return torch.where(norms > bound, bound * _BELOW_ONE / norms, torch.ones_like(norms))

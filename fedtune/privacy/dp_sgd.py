@@ -1,0 +1,109 @@
+"""Private steps (DP-SGD, Abadi et al. 2016, algorithm 1), by units, as the plan says.
+
+The only place that turns private rows into gradients. Sampler, clipping, noise and divisor are all
+read from one plan; a step without units still gets its noise and counts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedtune.errors import InputError, RunFailedError
+from fedtune.privacy.clipping import Clipped, clipped_sum, moved_norm, unit_mix
+from fedtune.privacy.noise import NoiseSource, SecureNoise, noised
+from fedtune.privacy.per_example import Taps
+from fedtune.privacy.plan import ExecutionPlan
+from fedtune.privacy.sampling import UnitRows, UnitSampler, physical_batches
+from fedtune.tasks.task import Encoded
+
+Losses = Callable[[Sequence[Encoded]], Tensor]
+
+
+@dataclass
+class PrivateSteps:
+    """The steps of one plan on the units of one data set.
+
+    `norm` is the clipping norm of the next step: adaptive clipping moves it, and a checkpoint must
+    keep it. `taken` counts the steps that were released. `source` is a seeded one in tests only.
+    """
+
+    plan: ExecutionPlan
+    units: UnitRows
+    source: NoiseSource = field(default_factory=SecureNoise)
+    norm: float = field(init=False)
+    taken: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        settings = self.plan.settings
+        self.norm = settings.clipping_norm
+        self._sampler = UnitSampler(self.plan, self.units, self.source)
+        if (
+            self.plan.unit == "patient"
+            and settings.max_records_per_unit > settings.max_physical_batch
+        ):
+            raise InputError(
+                f"a patient's rows ({settings.max_records_per_unit}) must fit in one batch",
+                where="privacy.max_physical_batch",
+                expected=f"at least `max_records_per_unit`, {settings.max_records_per_unit}",
+            )
+
+    def attach(self, model: Any) -> "AttachedSteps":
+        """The steps on `model`. Raises InputError on a model whose examples can't be told apart."""
+        return AttachedSteps(self, Taps(model), model)
+
+
+@dataclass
+class AttachedSteps:
+    """Private steps with a model's taps."""
+
+    steps: PrivateSteps
+    taps: Taps
+    model: Any
+    checked: bool = False
+
+    def set_gradients(self, losses: Losses, train: Sequence[Encoded]) -> None:
+        """Draw a step's units and set every trainable parameter's gradient to the noised mean.
+
+        `losses` gives each example's loss, float32 [examples]. Raises RunFailedError when the
+        plan's steps are used up, or when a gradient of the first batch isn't an example's own.
+        """
+        steps, plan = self.steps, self.steps.plan
+        if steps.taken >= plan.steps:
+            raise RunFailedError(f"the plan is for {plan.steps} steps, all of which were taken")
+        units = steps._sampler.take()
+        sums = {n: torch.zeros_like(p) for n, p in self.taps.parameters.items()}
+        centred = 0.0
+        for rows, owners in physical_batches(units, plan.settings.max_physical_batch):
+            clipped = self._clipped(losses, [train[int(row)] for row in rows], owners)
+            for name, part in clipped.sums.items():
+                sums[name] += part
+            centred += clipped.within - (owners[-1] + 1) / 2
+        private = noised(sums, plan.sum_noise_multiplier * steps.norm, steps.source)
+        for name, parameter in self.taps.parameters.items():
+            parameter.grad = private[name] / plan.expected_batch
+        if plan.settings.clipping == "adaptive":
+            steps.norm = moved_norm(steps.norm, centred, plan, steps.source)
+        steps.taken += 1
+
+    def _clipped(self, losses: Losses, examples: Sequence[Encoded], owners: np.ndarray) -> Clipped:
+        steps, settings = self.steps, self.steps.plan.settings
+        if not self.checked:
+            self._check(losses, examples[:2])
+        grads = self.taps.gradients(lambda: losses(examples))
+        whose = torch.from_numpy(owners).to(next(iter(grads.values())).device)
+        mix = unit_mix(whose, int(owners[-1]) + 1, settings.unit_reduction)
+        layered = settings.clipping == "per_layer"
+        return clipped_sum(grads, mix, steps.norm, per_layer=layered)
+
+    def _check(self, losses: Losses, examples: Sequence[Encoded]) -> None:
+        """Once a run: what the batch gives for an example is what the example alone gives."""
+        self.model.eval()  # a dropout mask would differ
+        try:
+            self.taps.check(lambda part: losses(examples[part]))
+        finally:
+            self.model.train()
+        self.checked = True

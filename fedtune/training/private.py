@@ -1,0 +1,66 @@
+"""From a run's settings and rows to its private steps: who is a unit, and what plan holds."""
+
+from typing import Literal
+
+import numpy as np
+
+from fedtune.config.schema import RunConfig
+from fedtune.data.examples import ExampleSet
+from fedtune.errors import InputError
+from fedtune.privacy.dp_sgd import PrivateSteps
+from fedtune.privacy.noise import NoiseSource, SecureNoise
+from fedtune.privacy.plan import plan_steps
+from fedtune.privacy.sampling import UnitRows
+from fedtune.training.sampling import steps_for
+
+_ADAPTERS = ("lora", "full")
+
+
+def unit_of(config: RunConfig) -> Literal["record", "patient"]:
+    """Who is protected. Raises InputError when it is the patient and no column names patients."""
+    named = config.data.source == "embedded" or config.data.columns.privacy_unit is not None
+    if config.privacy.unit == "patient" and not named:
+        raise InputError(
+            "no column says which patient a row belongs to",
+            where="data.columns.privacy_unit",
+            mend="name the patient's id column there, or set `privacy.unit: record`",
+        )
+    return config.privacy.unit or ("patient" if named else "record")
+
+
+def scores_shown(config: RunConfig) -> bool:
+    """Whether exact losses and metrics on held-out rows may be computed at all."""
+    return config.privacy.mode == "none" or config.privacy.held_out == "public"
+
+
+def check_private(config: RunConfig) -> None:
+    """Raise InputError on what can't be trained privately, before anything is loaded."""
+    if config.privacy.mode != "local":
+        return
+    unit_of(config)
+    adapter = config.adapter
+    if adapter.method not in _ADAPTERS or adapter.use_dora:
+        name = "use_dora" if adapter.use_dora else "method"
+        value = "true" if adapter.use_dora else adapter.method
+        raise InputError(
+            f"`{value}` has weights whose gradients can't be told apart by example",
+            where=f"adapter.{name}",
+            expected="`method: lora` (also on a 4-bit base) or `full`, without `use_dora`",
+        )
+
+
+def private_steps(
+    config: RunConfig, rows: ExampleSet, *, rounds: int = 1, source: NoiseSource | None = None
+) -> PrivateSteps | None:
+    """The private steps on `rows`, planned for all `rounds` of the run; None without `local`.
+
+    `source` is a seeded one in tests only. Raises InputError on settings that don't fit the rows.
+    """
+    if config.privacy.mode != "local":
+        return None
+    unit = unit_of(config)
+    codes = rows.codes("unit_id")[0] if unit == "patient" else np.arange(len(rows))
+    units = UnitRows.of(codes)
+    steps = steps_for(config.training, len(units)) * rounds
+    plan = plan_steps(config.privacy, unit, len(units), config.training.batch_size, steps)
+    return PrivateSteps(plan, units, source or SecureNoise())
