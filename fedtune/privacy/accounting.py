@@ -1,16 +1,68 @@
 """Epsilon of what was done, by an accountant's name, and the noise that a target needs."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from fedtune.privacy.events import GaussianEvent
+from fedtune.errors import InputError
+from fedtune.privacy import loss_distribution, renyi
+from fedtune.privacy.events import GaussianEvent, merged
 
 Accountant = Literal["pld", "prv", "rdp"]
 
+_NOISE_TOLERANCE = 1e-3
+_MOST_NOISE, _LEAST_NOISE = 1e8, 1e-4
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One accountant's `epsilon`, and the library with its version that computed it."""
+
+    accountant: Accountant
+    epsilon: float
+    library: str
+
 
 def epsilon(events: Sequence[GaussianEvent], delta: float, accountant: Accountant) -> float:
-    """Epsilon at `delta` of all `events` together; 0.0 for none."""
-    raise NotImplementedError
+    """Epsilon at `delta` of all `events` together; 0.0 for none.
+
+    An upper bound by every accountant. Raises InputError where the accountant can't count these
+    events at this delta, and ValueError when delta isn't between 0 and 1.
+    """
+    if not 0.0 < delta < 1.0:
+        raise ValueError(f"delta is {delta}, want above 0 and below 1")
+    done = merged(events)
+    if accountant == "prv":
+        found = renyi.prv_epsilon(done, delta)
+    else:
+        found = renyi.rdp_epsilon(done, delta)
+    if accountant == "pld":
+        found = loss_distribution.epsilon(done, delta, guess=found)
+    if not math.isfinite(found):
+        raise InputError(
+            f"the {accountant} accountant finds no finite epsilon",
+            where="privacy.noise_multiplier",
+            mend="add more noise",
+        )
+    return found
+
+
+def figures(events: Sequence[GaussianEvent], delta: float, chosen: Accountant) -> list[Figure]:
+    """The `chosen` accountant's figure, then a second one's, by another library where it can."""
+    others: list[Accountant] = ["rdp", "prv"] if chosen == "pld" else ["pld", "rdp"]
+    first = _figure(events, delta, chosen)
+    for other in others:
+        try:
+            return [first, _figure(events, delta, other)]
+        except InputError:  # its grid can't hold these events: the next, under its own name
+            continue
+    raise AssertionError("rdp counts all that has a finite epsilon")
+
+
+def _figure(events: Sequence[GaussianEvent], delta: float, name: Accountant) -> Figure:
+    library = loss_distribution.LIBRARY if name == "pld" else renyi.LIBRARY
+    return Figure(name, epsilon(events, delta, name), library)
 
 
 def solve_noise(
@@ -25,4 +77,31 @@ def solve_noise(
 
     Never overshoots the target. Raises InputError when no noise can meet it.
     """
-    raise NotImplementedError
+    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
+        raise ValueError(f"target epsilon is {target_epsilon}, want above 0")
+
+    def meets(noise: float, name: Accountant = accountant) -> bool:
+        new = GaussianEvent(sample_rate, noise, count)
+        return epsilon([*before, new], delta, name) <= target_epsilon
+
+    spent = epsilon(before, delta, accountant)
+    high = 1.0
+    while not meets(high, "rdp") and high < _MOST_NOISE:  # quick, and never too little
+        high *= 2
+    if not meets(high):
+        raise _unreachable(target_epsilon, spent, accountant)
+    low = high / 2
+    while low > _LEAST_NOISE and meets(low):
+        low, high = low / 2, low
+    while high > low * (1 + _NOISE_TOLERANCE / 2):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high
+
+
+def _unreachable(target: float, spent: float, accountant: Accountant) -> InputError:
+    if spent:
+        problem = f"no noise can keep epsilon within {target:g}: {spent:.4g} is spent already"
+    else:
+        problem = f"the {accountant} accountant can't show an epsilon as small as {target:g}"
+    return InputError(problem, where="privacy.target_epsilon", mend="raise it")
