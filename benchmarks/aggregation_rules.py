@@ -73,8 +73,8 @@ def measure(case: dict[str, Any], rule: dict[str, Any]) -> tuple[list[float], fl
         with tempfile.TemporaryDirectory() as folder:
             rounds = simulate(config, Path(folder) / "run", compare=False).rounds
         losses.append(float(rounds[-1].loss or "nan"))
-        up = sum(report.bytes_up for report in rounds) / 1e6
-        down = sum(report.bytes_down for report in rounds) / 1e6
+        up = sum(report.bytes_up or 0 for report in rounds) / 1e6
+        down = sum(report.bytes_down or 0 for report in rounds) / 1e6
     return losses, up, down
 
 

@@ -146,8 +146,10 @@ class LiveRounds:
         for report in self._finished[-_ROUNDS_SHOWN:]:
             loss = "" if report.loss is None else f"{report.loss:.4f}"
             metric = "" if report.metric is None else f"{report.metric:.3f}"
-            counts = str(len(report.silos)), str(len(report.failures))
-            table.add_row(str(report.round), loss, metric, *counts, f"{report.seconds:.1f}")
+            silos = "" if report.silos is None else str(len(report.silos))
+            failed = "" if report.failures is None else str(len(report.failures))
+            seconds = "" if report.seconds is None else f"{report.seconds:.1f}"
+            table.add_row(str(report.round), loss, metric, silos, failed, seconds)
         return table
 
 
@@ -179,6 +181,11 @@ def _evaluated(event: Evaluated) -> str:
 
 
 def _round(report: "RoundReport") -> str:
-    failed = f", {len(report.failures)} failed" if report.failures else ""
-    loss = "" if report.loss is None else f"loss {report.loss:.4f}, "
-    return f"round {report.round}: {loss}{len(report.silos)} silos{failed}, {report.seconds:.1f} s"
+    parts = [
+        None if report.loss is None else f"loss {report.loss:.4f}",
+        None if report.silos is None else f"{len(report.silos)} silos",
+        f"{len(report.failures)} failed" if report.failures else None,
+        None if report.seconds is None else f"{report.seconds:.1f} s",
+    ]
+    shown = ", ".join(part for part in parts if part is not None)
+    return f"round {report.round}: {shown or 'finished'}"

@@ -85,10 +85,17 @@ def _show(result: "SimulationResult") -> None:
 
     rounds = Table("round", "loss", "accuracy", "bytes up", "bytes down", "seconds")
     for r in result.rounds:
-        metric = "" if r.metric is None else f"{r.metric:.3f}"
-        loss = "" if r.loss is None else f"{r.loss:.4f}"
-        sizes = f"{r.bytes_up:,}", f"{r.bytes_down:,}"
-        rounds.add_row(str(r.round), loss, metric, *sizes, f"{r.seconds:.1f}")
+        cells = [
+            "" if value is None else format(value, form)
+            for value, form in (
+                (r.loss, ".4f"),
+                (r.metric, ".3f"),
+                (r.bytes_up, ","),
+                (r.bytes_down, ","),
+                (r.seconds, ".1f"),
+            )
+        ]
+        rounds.add_row(str(r.round), *cells)
     console = Console()
     console.print(rounds)
     if result.comparison:

@@ -20,11 +20,15 @@ _GRID_BITS = 18  # of the noise's standard deviation: 2^5 of them still fit a fl
 _BLOCK = 1 << 20
 
 
-class NoiseSource(Protocol):
-    """Where noise and chances come from."""
+class GaussianSource(Protocol):
+    """Where noise comes from."""
 
     def normal(self, count: int, std: float) -> np.ndarray:
         """Float64 [count], independent Gaussians."""
+
+
+class NoiseSource(GaussianSource, Protocol):
+    """Where noise and chances come from."""
 
     def uniform(self, count: int) -> np.ndarray:
         """Float64 [count], independent, from 0 and below 1."""
@@ -79,7 +83,16 @@ class SeededNoise(_Stream):
         super().__init__(hashlib.sha256(f"fedtune test noise {seed}".encode()).digest())
 
 
-def noised(sums: Mapping[str, Tensor], std: float, source: NoiseSource) -> dict[str, Tensor]:
+class KeyedNoise(_Stream):
+    """The noise of a key of 32 bytes, for rounds that take back a part of an earlier one's."""
+
+
+def fresh_key(source: NoiseSource) -> bytes:
+    """32 bytes that nobody can predict who can't predict `source`."""
+    return bytes((source.uniform(32) * 256).astype(np.uint8))
+
+
+def noised(sums: Mapping[str, Tensor], std: float, source: GaussianSource) -> dict[str, Tensor]:
     """Each tensor of `sums` plus fresh Gaussian noise, float32 on its own device.
 
     The result lies on a grid of a power of two, about `std` over 2^18. Raises ValueError on a

@@ -19,12 +19,12 @@ def write_model_card(
     data: DataFacts,
     scores: Mapping[str, Mapping[str, float]],
     *,
-    silos: Mapping[str, int] | None = None,
+    silos: Mapping[str, int | None] | None = None,
 ) -> None:
     """Write the card of the adapter (or full model) in `adapter`.
 
     `scores` are metrics on the held-out set, by what was scored; `silos` the examples of each silo
-    of a federation, whose names stay out of the card.
+    of a federation, whose names stay out of the card (None: their number is not told).
     """
     write_text(adapter / "README.md", model_card(config, data, scores, silos=silos))
 
@@ -34,7 +34,7 @@ def model_card(
     data: DataFacts,
     scores: Mapping[str, Mapping[str, float]],
     *,
-    silos: Mapping[str, int] | None = None,
+    silos: Mapping[str, int | None] | None = None,
 ) -> str:
     """The card's text: Markdown with the hub's metadata in front."""
     full = config.adapter.method == "full"
@@ -66,7 +66,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _data(data: DataFacts, silos: Mapping[str, int] | None) -> str:
+def _data(data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
     lines = [
         f"- {data.train_examples:,} training and {data.test_examples:,} held-out examples of "
         f"format `{data.format}`; {data.bad_rows:,} bad rows left out",
@@ -74,8 +74,9 @@ def _data(data: DataFacts, silos: Mapping[str, int] | None) -> str:
         f"held out `{data.test_fingerprint[:16]}`",
     ]
     if silos:
-        sizes = sorted(silos.values())
-        lines.append(f"- {len(sizes)} silos of {sizes[0]:,} to {sizes[-1]:,} examples")
+        sizes = sorted(size for size in silos.values() if size is not None)
+        of = f" of {sizes[0]:,} to {sizes[-1]:,} examples" if sizes else ""
+        lines.append(f"- {len(silos)} silos{of}")
     return "\n".join(lines)
 
 

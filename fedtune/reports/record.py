@@ -16,7 +16,7 @@ def record_run(
     scores: Mapping[str, Mapping[str, float]],
     *,
     command: str,
-    silos: Mapping[str, int] | None = None,
+    silos: Mapping[str, int | None] | None = None,
 ) -> None:
     """Write the card into `out/adapter` and the manifest into `out`, replacing older ones."""
     write_model_card(out / "adapter", config, data, scores, silos=silos)

@@ -1,8 +1,11 @@
 """What a round tells about itself."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
+from fedtune.aggregation.rule import Rule
 from fedtune.errors import RunFailedError
+from fedtune.privacy.central import SiloLevel
 from fedtune_server.collect import Failure
 from fedtune_server.messages import Update
 
@@ -11,17 +14,18 @@ from fedtune_server.messages import Update
 class RoundReport:
     """A round. `loss` and `metric` are the coordinator's own evaluation if it has one; otherwise
     `loss` is the example-weighted training loss that silos told, and `metric` is None. Bytes are
-    tensor payloads: up from silos, down to silos. `silos` are those aggregated.
+    tensor payloads: up from silos, down to silos. `silos` are those aggregated. None is what may
+    not be told (see `told`).
     """
 
     round: int
     loss: float | None
     metric: float | None
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    silos: list[str]
-    failures: list[Failure]
+    bytes_up: int | None
+    bytes_down: int | None
+    seconds: float | None
+    silos: list[str] | None
+    failures: list[Failure] | None
 
     def numbers(self) -> dict[str, float]:
         """What a logger draws over rounds."""
@@ -31,22 +35,45 @@ class RoundReport:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "seconds": self.seconds,
-            "silos": len(self.silos),
-            "failures": len(self.failures),
+            "silos": None if self.silos is None else len(self.silos),
+            "failures": None if self.failures is None else len(self.failures),
         }
         return {name: float(value) for name, value in known.items() if value is not None}
 
 
-class QuorumLostError(RunFailedError):
-    """Too few good replies by the deadline. `report` is of the round that was given up."""
+def told(report: RoundReport, rule: Rule) -> RoundReport:
+    """What may be told of a round: all of it, unless the rule promises silos privacy.
 
-    def __init__(self, report: RoundReport, min_silos: int) -> None:
+    Then neither a loss on silos' rows nor the words of a silo's error; and where the promise rests
+    on nobody knowing whom a round asked, nothing that tells it: names, bytes and seconds.
+    """
+    if not isinstance(rule, SiloLevel):
+        return report
+    quiet = dataclasses.replace(
+        report,
+        loss=None,
+        failures=[dataclasses.replace(f, detail="") for f in report.failures or ()],
+    )
+    if not rule.secret_sample:
+        return quiet
+    return dataclasses.replace(
+        quiet, bytes_up=None, bytes_down=None, seconds=None, silos=None, failures=None
+    )
+
+
+class QuorumLostError(RunFailedError):
+    """Too few good replies by the deadline: `replies`, where `needed` were needed.
+
+    `report` is what may be told of the round that was given up; the message is for the operator.
+    """
+
+    def __init__(self, report: RoundReport, tally: "Tally", needed: int, failures: list[Failure]):
         self.report = report
         lines = [
-            f"round {report.round}: {len(report.silos)} good replies, "
-            f"`federation.min_silos` is {min_silos}"
+            f"round {report.round}: {len(tally.silos)} good replies, "
+            f"`federation.min_silos` wants {needed}"
         ]
-        lines += [f"  {f.silo}: {f.reason}: {f.detail}" for f in report.failures]
+        lines += [f"  {f.silo}: {f.reason}: {f.detail}" for f in failures]
         super().__init__("\n".join(lines))
 
 

@@ -17,11 +17,12 @@ from flwr.serverapp import Grid
 from fedtune.aggregation.rule import Fold, GlobalState, Rule
 from fedtune.config.schema import FederationConfig
 from fedtune.errors import InputError, RunFailedError
+from fedtune.privacy.central import SiloLevel
 from fedtune.tensors import TensorSet
 from fedtune_server.checkpoints import Checkpoint, load_latest, save_checkpoint
 from fedtune_server.collect import Failure, Request, collect
 from fedtune_server.messages import Update, instruction, tensors_in
-from fedtune_server.reports import QuorumLostError, RoundReport, Tally
+from fedtune_server.reports import QuorumLostError, RoundReport, Tally, told
 
 Evaluate = Callable[[GlobalState], dict[str, float]]
 
@@ -65,16 +66,17 @@ def run_rounds(
         spare = state.adapter.memory if made_here and published is not state else None
         state = published
         fold = rule.fold(state, spare)
-        state, report = _run_round(grid, fold, requests, plan, number, evaluate)
+        state, report = _run_round(grid, rule, fold, requests, plan, number, evaluate)
         made_here = True
-        report = dataclasses.replace(report, seconds=time.monotonic() - began)
+        if report.seconds is not None:
+            report = dataclasses.replace(report, seconds=time.monotonic() - began)
         # not the requests: the next round's bytes are made before these are let go, so that the
         # allocator has one free block for the replies and need not fetch fresh pages
         del published, fold, spare
         reports.append(report)
         if checkpoints is not None:
-            told = [dataclasses.asdict(r) for r in reports]
-            save_checkpoint(checkpoints, Checkpoint(number, state, told), plan.run_hash)
+            values = [dataclasses.asdict(r) for r in reports]
+            save_checkpoint(checkpoints, Checkpoint(number, state, values), plan.run_hash)
         if on_round is not None:
             on_round(report)
     return state, reports
@@ -124,7 +126,9 @@ def _start(
 
 
 def _report(values: dict[str, Any]) -> RoundReport:
-    return RoundReport(**{**values, "failures": [Failure(**f) for f in values["failures"]]})
+    failures = values["failures"]
+    known = None if failures is None else [Failure(**f) for f in failures]
+    return RoundReport(**{**values, "failures": known})
 
 
 def _publish(
@@ -132,7 +136,7 @@ def _publish(
 ) -> tuple[GlobalState, dict[str, Request]]:
     """The round's requests; what the silos of a group are sent is made once."""
     published, made, requests = state, {}, {}
-    for silo in sample_silos(plan, number):
+    for silo in _asked(rule, plan, number):
         group = rule.group_of(silo)
         if group not in made:
             received = rule.received_by(group, state)
@@ -144,8 +148,26 @@ def _publish(
     return published, requests
 
 
+def _asked(rule: Rule, plan: RunPlan, number: int) -> list[str]:
+    """The round's silos. A private rule draws them itself: its noise is meant for its own draw."""
+    if isinstance(rule, SiloLevel):
+        return rule.silos_of(list(plan.nodes), number)
+    return sample_silos(plan, number)
+
+
+def _needed(rule: Rule, plan: RunPlan, asked: int) -> int:
+    """Replies without which a round of `asked` silos is given up.
+
+    A private rule's draw may be small or empty and stands: were such rounds run again, the draw
+    would no longer be the one that is accounted for. All of it must then answer.
+    """
+    drawn = isinstance(rule, SiloLevel) and rule.secret_sample
+    return min(plan.federation.min_silos, asked) if drawn else plan.federation.min_silos
+
+
 def _run_round(
     grid: Grid,
+    rule: Rule,
     fold: Fold,
     requests: Mapping[str, Request],
     plan: RunPlan,
@@ -155,7 +177,7 @@ def _run_round(
     began = time.monotonic()
     tally = Tally()
     failures = _collect(grid, requests, fold, tally, plan, number)
-    report = RoundReport(
+    full = RoundReport(
         round=number,
         loss=tally.loss(),
         metric=None,
@@ -165,19 +187,20 @@ def _run_round(
         silos=tally.silos,
         failures=failures,
     )
-    if len(tally.silos) < plan.federation.min_silos:
-        raise QuorumLostError(report, plan.federation.min_silos)
+    report, needed = told(full, rule), _needed(rule, plan, len(requests))
+    if len(tally.silos) < needed:
+        raise QuorumLostError(report, tally, needed, failures)
     state = fold.result()
     for name, part in {"adapter": state.adapter, **state.memory}.items():
         if not part.is_finite():
             raise RunFailedError(
                 f"round {number}: the aggregated {name} has NaN or infinite values"
             )
-    told = evaluate(state) if evaluate else {}
+    scores = evaluate(state) if evaluate else {}
     return state, dataclasses.replace(
         report,
-        loss=told.get("loss", report.loss),
-        metric=told.get("accuracy"),
+        loss=scores.get("loss", report.loss),
+        metric=scores.get("accuracy"),
     )
 
 

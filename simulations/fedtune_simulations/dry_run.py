@@ -9,7 +9,6 @@ from fedtune_server.checkpoints import load_latest
 from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silos
 
 from fedtune.aggregation.fedex import most_residual_bytes
-from fedtune.aggregation.rules import build_rule
 from fedtune.config.schema import RunConfig
 from fedtune.data.partition import check_partition, partition
 from fedtune.reports.dry_run import DryRun, facts, outline
@@ -18,14 +17,14 @@ from fedtune.training.run_folder import check_folder, check_local_base
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks
-from fedtune_simulations.simulate import check_available
+from fedtune_simulations.simulate import check_available, rule_of
 
 
 @dataclass(frozen=True)
 class FederatedDryRun:
     """The facts on a federated run. `silos` maps each to its examples; `steps` are optimizer
     steps of all silos in all rounds; bytes are tensor payloads of the first round and of all
-    (at most, where a FedEx-LoRA residual grows).
+    (at most, where a FedEx-LoRA residual grows; about, where a round's silos are drawn in secret).
     """
 
     run: DryRun
@@ -41,9 +40,9 @@ class FederatedDryRun:
 def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedDryRun:
     """What `simulate` would do. Raises InputError on what it would refuse; writes nothing."""
     check_available(config)
-    rule = build_rule(config)
     found = outline(config)
     chosen = partition(found.splits.train, config.federation.partition, config.seed)
+    rule = rule_of(config, len(chosen), out / "checkpoints")
     check_ranks(config, chosen)
     nodes = {name: number for number, name in enumerate(sorted(chosen))}
     plan = RunPlan(nodes, config.federation, config.seed, config.hash)

@@ -10,7 +10,7 @@ from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
 from flwr.serverapp import Grid
 
-from fedtune.aggregation.rule import GlobalState
+from fedtune.aggregation.rule import GlobalState, Rule
 from fedtune.aggregation.rules import build_rule
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
@@ -19,12 +19,13 @@ from fedtune.data.partition import check_partition, save_partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.residual import folded
+from fedtune.privacy.central import SiloLevel, build_central
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import check_private
 from fedtune.training.run_folder import claim_folder
 from fedtune_simulations.comparison import compare as compare_with
 from fedtune_simulations.engines import check_engine, engine_of
-from fedtune_simulations.events import Listener
+from fedtune_simulations.events import Listener, unnamed
 from fedtune_simulations.setting import Setting, prepare
 
 
@@ -33,14 +34,14 @@ class SimulationResult:
     """The rounds, where the adapter is, and scores on the held-out test set.
 
     `comparison` maps base, best silo alone, mean silo alone, federated and central to metrics;
-    `silos` each silo to its examples.
+    `silos` each silo to its examples, or to None where silos are promised privacy.
     """
 
     rounds: list[RoundReport]
     adapter: Path
     comparison: dict[str, dict[str, float]]
     data: DataFacts
-    silos: dict[str, int]
+    silos: dict[str, int | None]
 
 
 def simulate(
@@ -59,8 +60,11 @@ def simulate(
     silos answered.
     """
     check_available(config)
-    rule = build_rule(config)
     setting = prepare(config)
+    rule = rule_of(config, len(setting.silos), out / "checkpoints")
+    private = isinstance(rule, SiloLevel)
+    if isinstance(rule, SiloLevel) and rule.secret_sample:
+        on_work = unnamed(on_work)
     initial = read_state(setting.model)
     rule.start(initial)
     nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
@@ -83,7 +87,7 @@ def simulate(
             checkpoints=out / "checkpoints",
             resume=resume,
             on_round=told,
-            evaluate=setting.score,
+            evaluate=setting.score if config.privacy.scores_allowed else None,
         )
 
     def told(report: RoundReport) -> None:
@@ -106,11 +110,19 @@ def simulate(
     lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in reports]
     write_text(out / "metrics.jsonl", "".join(lines))
     _save(setting, state, out / "adapter")
+    compare = compare and config.privacy.scores_allowed
     scores = compare_with(setting, initial, state, on_work) if compare else {}
     if scores:
         write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
-    sizes = {name: len(examples) for name, examples in setting.silos.items()}
+    sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
     return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes)
+
+
+def rule_of(config: RunConfig, silos: int, checkpoints: Path) -> Rule:
+    """The rule of a federation of so many silos. Raises InputError on a promise it can't keep."""
+    if config.privacy.mode == "central":
+        return build_central(config, silos, checkpoints=checkpoints)
+    return build_rule(config)
 
 
 def check_available(config: RunConfig) -> None:
