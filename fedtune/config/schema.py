@@ -432,11 +432,6 @@ class PrivacyConfig(Section):
         "have the least noise.",
     )
 
-    @property
-    def scores_allowed(self) -> bool:
-        """Whether losses and metrics on held-out rows may be computed and shown."""
-        return self.mode == "none" or self.held_out == "public"
-
     @model_validator(mode="after")
     def _settings_belong_to_the_mode(self) -> "PrivacyConfig":
         self.refuse_idle("mode", _PRIVACY_FIELDS)

@@ -6,7 +6,6 @@ divided by the number of silos that a round is expected to ask, not by how many 
 (server optimizer, the next adapter) works on that alone.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedtune.aggregation.rule import Fold, GlobalState
 from fedtune.aggregation.server_optimizers import server_step, start_moments
 from fedtune.config.schema import RunConfig, ServerOptimizerConfig
 from fedtune.errors import InputError
+from fedtune.privacy.clipping import moved_norm
 from fedtune.privacy.delta_sum import DeltaSum
 from fedtune.privacy.noise import (
     GaussianSource,
@@ -137,16 +137,11 @@ class _NoisyFold:
         return GlobalState(adapter, {**moments, _MEMORY: TensorSet(memory)})
 
     def _next_norm(self) -> float:
-        """Andrew et al. 2021, algorithm 1: towards the norm that `target_quantile` are within."""
         plan = self._rule.plan
-        settings = plan.settings
-        if settings.clipping != "adaptive":
+        if plan.settings.clipping != "adaptive":
             return self._norm
-        counted = {"within": torch.tensor(self._within, dtype=torch.float64)}
-        noisy = float(noised(counted, plan.count_noise, self._rule.source)["within"])
-        share = noisy / plan.expected_batch + 0.5
-        norm = self._norm * math.exp(-settings.clipping_rate * (share - settings.target_quantile))
-        start = settings.clipping_norm
+        norm, start = self._norm, plan.settings.clipping_norm
+        norm = moved_norm(norm, self._within, plan, self._rule.source)
         return min(max(norm, start / _FARTHEST), start * _FARTHEST)
 
 

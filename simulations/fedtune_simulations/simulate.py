@@ -87,7 +87,7 @@ def simulate(
             checkpoints=out / "checkpoints",
             resume=resume,
             on_round=told,
-            evaluate=setting.score if config.privacy.scores_allowed else None,
+            evaluate=setting.score,
         )
 
     def told(report: RoundReport) -> None:
@@ -110,7 +110,6 @@ def simulate(
     lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in reports]
     write_text(out / "metrics.jsonl", "".join(lines))
     _save(setting, state, out / "adapter")
-    compare = compare and config.privacy.scores_allowed
     scores = compare_with(setting, initial, state, on_work) if compare else {}
     if scores:
         write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
