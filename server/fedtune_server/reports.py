@@ -62,16 +62,18 @@ def told(report: RoundReport, rule: Rule) -> RoundReport:
 
 
 class QuorumLostError(RunFailedError):
-    """Too few good replies by the deadline: `replies`, where `needed` were needed.
+    """Too few good replies by the deadline.
 
     `report` is what may be told of the round that was given up; the message is for the operator.
     """
 
-    def __init__(self, report: RoundReport, tally: "Tally", needed: int, failures: list[Failure]):
+    def __init__(
+        self, report: RoundReport, tally: "Tally", min_silos: int, failures: list[Failure]
+    ):
         self.report = report
         lines = [
             f"round {report.round}: {len(tally.silos)} good replies, "
-            f"`federation.min_silos` wants {needed}"
+            f"`federation.min_silos` is {min_silos}"
         ]
         lines += [f"  {f.silo}: {f.reason}: {f.detail}" for f in failures]
         super().__init__("\n".join(lines))

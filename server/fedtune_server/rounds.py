@@ -187,9 +187,9 @@ def _run_round(
         silos=tally.silos,
         failures=failures,
     )
-    report, needed = told(full, rule), _needed(rule, plan, len(requests))
-    if len(tally.silos) < needed:
-        raise QuorumLostError(report, tally, needed, failures)
+    report = told(full, rule)
+    if len(tally.silos) < _needed(rule, plan, len(requests)):
+        raise QuorumLostError(report, tally, plan.federation.min_silos, failures)
     state = fold.result()
     for name, part in {"adapter": state.adapter, **state.memory}.items():
         if not part.is_finite():
