@@ -14,7 +14,8 @@ class Case:
 
 _FILES = {"source": "files", "train_files": ["train.jsonl"]}
 _BY_SILO = {"partition": {"by": "column", "column": "silo"}}
-_PAIRS = {**_FILES, "columns": {"prompt": "prompt", "completion": "completion"}}
+_COLUMNS = {"prompt": "prompt", "completion": "completion"}
+_PAIRS = {**_FILES, "columns": _COLUMNS}
 
 CASES: dict[str, Case] = {
     "demo": Case(
@@ -56,6 +57,17 @@ CASES: dict[str, Case] = {
             "task": {"loss_on": "all", "packing": True},
             "federation": _BY_SILO,
             "output": {"dir": "runs/text"},
+        },
+    ),
+    "private": Case(
+        'As `lora`, with a column "patient": each silo adds noise at every step, so that the '
+        "adapter tells next to nothing of any one patient.",
+        {
+            "data": {**_FILES, "columns": {**_COLUMNS, "privacy_unit": "patient"}},
+            "training": {"batch_size": 64, "max_steps": 10},
+            "federation": _BY_SILO,
+            "privacy": {"mode": "local", "target_epsilon": 8.0},
+            "output": {"dir": "runs/private"},
         },
     ),
     "classification": Case(

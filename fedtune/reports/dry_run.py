@@ -157,8 +157,10 @@ def _largest_batch(outline: Outline, lengths: list[int]) -> tuple[Task, dict[str
 
     A packed batch stands as plain rows of its shape: packing reads numbers, which shapes haven't.
     """
-    training = outline.config.training
+    training, privacy = outline.config.training, outline.config.privacy
     size = training.micro_batch_size or training.batch_size
+    if privacy.mode == "local":
+        size = privacy.max_physical_batch
     longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:size]
     batch = outline.task.collate([outline.train[index] for index in longest])
     if not outline.config.task.packing:

@@ -66,12 +66,19 @@ def estimate_memory(
     return MemoryEstimate(
         weights=sum(frozen_bytes(model, load_in_4bit=config.model.load_in_4bit)),
         adapter=trained,
-        gradients=trained,
+        gradients=trained * _gradients(config, batch),
         optimizer=moments[config.training.optimizer] * trained,
         copies=copies * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad),
         activations=activations,
         unknown=unknown,
     )
+
+
+def _gradients(config: RunConfig, batch: Mapping[str, Tensor]) -> int:
+    """Gradients at once, each as large as what is trained: one, or a private step's one a row,
+    with their sum and that with noise.
+    """
+    return len(batch["input_ids"]) + 2 if config.privacy.mode == "local" else 1
 
 
 def frozen_bytes(model: Any, *, load_in_4bit: bool) -> Iterator[int]:
