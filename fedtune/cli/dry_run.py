@@ -9,7 +9,7 @@ from rich.filesize import decimal
 if TYPE_CHECKING:
     from fedtune_simulations.dry_run import FederatedDryRun
 
-    from fedtune.reports.dry_run import DryRun, ShownExample
+    from fedtune.reports.dry_run import DryRun, PlanFacts, ShownExample
     from fedtune.reports.memory import MemoryEstimate
 
 _BAR = {True: "learned     | ", False: "not learned | "}
@@ -38,6 +38,8 @@ def tell(run: "DryRun", federated: "FederatedDryRun | None" = None, *, as_json: 
         _tell_federation(federated)
     else:
         print(f"steps: {run.steps:,}")
+    if run.privacy:
+        _tell_plan("privacy", run.privacy)
     _tell_memory(run.memory)
     tell_example(run.example)
 
@@ -45,11 +47,23 @@ def tell(run: "DryRun", federated: "FederatedDryRun | None" = None, *, as_json: 
 def _tell_federation(plan: "FederatedDryRun") -> None:
     sizes = sorted(plan.silos.values())
     print(f"silos: {len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} examples")
+    for silo, private in plan.privacy.items():
+        _tell_plan(f"privacy of {silo}", private)
     print(f"rounds: {plan.rounds:,} of {plan.silos_a_round} silos, {plan.steps:,} steps in all")
     print(
         f"bytes a round: {decimal(plan.bytes_down_a_round)} down, "
         f"{decimal(plan.bytes_up_a_round)} up; "
         f"{decimal(plan.bytes_all_rounds)} at most in all rounds"
+    )
+
+
+def _tell_plan(who: str, plan: "PlanFacts") -> None:
+    told = ", ".join(f"{value:.3g} by {name}" for name, value in plan.epsilon.items())
+    print(
+        f"{who}: {plan.units:,} {plan.unit}s, about {plan.expected_batch:.3g} a step "
+        f"({plan.sampling} sampling, rate {plan.sample_rate:.3g}), {plan.steps:,} steps, noise "
+        f"multiplier {plan.noise_multiplier:.4g}: epsilon {told} at delta {plan.delta:g} for the "
+        f"presence of one {plan.unit}, against all who see what is released"
     )
 
 

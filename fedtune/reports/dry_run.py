@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from fedtune.data.load import Splits, load_splits
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.context import check_context
 from fedtune.models.outline import load_outline
+from fedtune.privacy.accounting import figures
+from fedtune.privacy.plan import ExecutionPlan
 from fedtune.reports.memory import MemoryEstimate, estimate_memory
 from fedtune.tasks import build_task
 from fedtune.tasks.encoding import EncodedSet, encode_examples
@@ -23,6 +25,7 @@ from fedtune.tensors import Spec
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
+from fedtune.training.private import check_private, private_steps
 from fedtune.training.run_folder import check_folder, check_local_base
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
@@ -49,6 +52,21 @@ class ShownExample:
 
 
 @dataclass(frozen=True)
+class PlanFacts:
+    """What private training would promise: an epsilon with its conditions, by two accountants."""
+
+    unit: str
+    units: int
+    expected_batch: float
+    sample_rate: float
+    sampling: str
+    steps: int
+    noise_multiplier: float
+    delta: float
+    epsilon: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class DryRun:
     """The facts on a run. `steps` are optimizer steps on all training data at one place."""
 
@@ -63,6 +81,7 @@ class DryRun:
     steps: int
     memory: MemoryEstimate
     example: ShownExample
+    privacy: PlanFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,7 @@ class Outline:
 def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     """What `train` would do. Raises InputError on what it would refuse; writes nothing."""
     check_loggers(config)
+    check_private(config)
     found = outline(config)
     check_alone(out)
     check_folder(out, config, resume=resume)
@@ -95,7 +115,25 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
         check_local_base(out, config)
         identity = run_identity(config, found.splits.facts)
         CheckpointFolder(out / "checkpoints", identity).check()
-    return facts(found)
+    private = private_steps(config, found.splits.train)
+    return replace(facts(found), privacy=plan_facts(private.plan) if private else None)
+
+
+def plan_facts(plan: ExecutionPlan) -> PlanFacts:
+    """The plan's figures, the chosen accountant's epsilon first."""
+    settings = plan.settings
+    told = figures([plan.event()], settings.delta, settings.accountant)
+    return PlanFacts(
+        unit=plan.unit,
+        units=plan.units,
+        expected_batch=plan.expected_batch,
+        sample_rate=plan.sample_rate,
+        sampling=settings.sampling,
+        steps=plan.steps,
+        noise_multiplier=plan.noise_multiplier,
+        delta=settings.delta,
+        epsilon={figure.accountant: figure.epsilon for figure in told},
+    )
 
 
 def outline(config: RunConfig) -> Outline:

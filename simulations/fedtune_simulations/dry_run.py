@@ -1,7 +1,7 @@
 """What `simulate` would do, found without training and without opening a weights file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,12 +11,12 @@ from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silo
 from fedtune.aggregation.fedex import most_residual_bytes
 from fedtune.config.schema import RunConfig
 from fedtune.data.partition import check_partition, partition
-from fedtune.reports.dry_run import DryRun, facts, outline
+from fedtune.reports.dry_run import DryRun, PlanFacts, facts, outline, plan_facts
 from fedtune.tensors import Spec, TensorSet, payload_size
 from fedtune.training.run_folder import check_folder, check_local_base
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
-from fedtune_simulations.setting import check_ranks
+from fedtune_simulations.setting import check_ranks, silos_private_steps
 from fedtune_simulations.simulate import check_available, rule_of
 
 
@@ -25,6 +25,7 @@ class FederatedDryRun:
     """The facts on a federated run. `silos` maps each to its examples; `steps` are optimizer
     steps of all silos in all rounds; bytes are tensor payloads of the first round and of all
     (at most, where a FedEx-LoRA residual grows; about, where a round's silos are drawn in secret).
+    `privacy` is each silo's plan, of all rounds.
     """
 
     run: DryRun
@@ -35,6 +36,7 @@ class FederatedDryRun:
     bytes_down_a_round: int
     bytes_up_a_round: int
     bytes_all_rounds: int
+    privacy: Mapping[str, PlanFacts] = field(default_factory=dict)
 
 
 def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedDryRun:
@@ -44,6 +46,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     chosen = partition(found.splits.train, config.federation.partition, config.seed)
     rule = rule_of(config, len(chosen), out / "checkpoints")
     check_ranks(config, chosen)
+    private = silos_private_steps(config, found.splits.train, chosen)
     nodes = {name: number for number, name in enumerate(sorted(chosen))}
     plan = RunPlan(nodes, config.federation, config.seed, config.hash)
     check_quorum(plan)
@@ -83,6 +86,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
         bytes_down_a_round=first,
         bytes_up_a_round=first,
         bytes_all_rounds=everything,
+        privacy={name: plan_facts(steps.plan) for name, steps in private.items()},
     )
 
 

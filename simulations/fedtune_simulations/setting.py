@@ -114,11 +114,14 @@ def prepare(config: RunConfig) -> Setting:
         test=ready.test,
         splits=ready.splits,
         partition=chosen,
-        private=_private(config, ready.splits.train, chosen),
+        private=silos_private_steps(config, ready.splits.train, chosen),
     )
 
 
-def _private(config: RunConfig, rows: ExampleSet, silos: Partition) -> Mapping[str, PrivateSteps]:
+def silos_private_steps(
+    config: RunConfig, rows: ExampleSet, silos: Partition
+) -> Mapping[str, PrivateSteps]:
+    """Each silo's private steps for all rounds on its part of `rows`; none without `local`."""
     rounds = config.federation.rounds
     planned = {
         name: private_steps(config, rows.select(chosen), rounds=rounds)
