@@ -395,7 +395,8 @@ class PrivacyConfig(Section):
     sampling: Literal["poisson", "shuffle", "full"] = Field(
         "poisson",
         description="local: `poisson` takes each unit with the same chance at every step. "
-        "`shuffle` walks through the units in a random order and is counted without amplification. "
+        "`shuffle` gives each unit one step of every pass, drawn at random, and is counted without "
+        "amplification; its passes are kept in memory, so that such a run can't be resumed. "
         "`full` takes every unit at every step.",
     )
     max_records_per_unit: PositiveInt = Field(

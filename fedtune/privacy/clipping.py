@@ -28,20 +28,18 @@ def clipped_sum(
 
     `grads` are [rows, *shape] by name; `mix` [units, rows] says what a row counts in its unit
     (None: rows are units). With `per_layer` each of the L tensors is bounded by norm/sqrt(L), so
-    that the whole is bounded by `norm`. A unit whose vector isn't finite counts as zero.
+    that the whole is bounded by `norm`. A unit with a row that isn't finite counts as zero.
     """
-    norms = {name: _unit_norms(rows, mix) for name, rows in grads.items()}
+    flat, lost = _finite_rows(grads)
+    norms = {name: _unit_norms(rows, mix) for name, rows in flat.items()}
     whole = torch.stack(list(norms.values())).square().sum(0).sqrt()
-    finite = torch.isfinite(whole)
+    finite = torch.isfinite(whole) & ~(lost if mix is None else (mix[:, lost] > 0).any(1))
     bound = norm / math.sqrt(len(grads)) if per_layer else norm
     sums = {}
     for name, rows in grads.items():
         factor = _factor(norms[name] if per_layer else whole, bound).where(finite, 0.0)
         weight = factor if mix is None else factor @ mix
-        flat = rows.flatten(1)
-        if not bool(finite.all()):
-            flat = torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
-        sums[name] = (weight @ flat).view(rows.shape[1:])
+        sums[name] = (weight @ flat[name]).view(rows.shape[1:])
     return Clipped(sums, int((finite & (whole <= norm)).sum()))
 
 
@@ -67,9 +65,21 @@ def moved_norm(norm: float, within: float, plan: ExecutionPlan, source: NoiseSou
     return norm * math.exp(-settings.clipping_rate * (share - settings.target_quantile))
 
 
+def _finite_rows(grads: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """The rows, flat, and which of them were made zero for a value that isn't finite.
+
+    Zero times NaN is NaN: left alone, such a row would take all units of its batch along.
+    """
+    flat = {name: rows.flatten(1) for name, rows in grads.items()}
+    norms = torch.stack([torch.linalg.vector_norm(rows, dim=1) for rows in flat.values()])
+    lost = ~torch.isfinite(norms).all(0)
+    if bool(lost.any()):
+        flat = {name: rows.masked_fill(lost[:, None], 0.0) for name, rows in flat.items()}
+    return flat, lost
+
+
 def _unit_norms(rows: Tensor, mix: Tensor | None) -> Tensor:
-    flat = rows.flatten(1)
-    return torch.linalg.vector_norm(flat if mix is None else mix @ flat, dim=1)
+    return torch.linalg.vector_norm(rows if mix is None else mix @ rows, dim=1)
 
 
 def _factor(norms: Tensor, bound: float) -> Tensor:

@@ -4,6 +4,7 @@ Chances come from the noise's own source: an order that the run's seed tells wou
 to whoever knows the seed.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ class UnitSampler:
         if len(units) != plan.units:
             raise ValueError(f"the plan is for {plan.units} units, there are {len(units)}")
         self._plan, self._units, self._source = plan, units, source
-        self._order = np.zeros(0, dtype=np.int64)
+        self._turns = math.ceil(1 / plan.sample_rate)
+        self._turn, self._turn_of = 0, np.zeros(0, dtype=np.int64)
 
     def take(self) -> list[np.ndarray]:
         """The next step's units, each as its rows; empty when chance took none."""
@@ -55,10 +57,11 @@ class UnitSampler:
             return np.arange(count)
         if sampling == "poisson":
             return np.flatnonzero(self._source.uniform(count) < self._plan.sample_rate)
-        size = round(self._plan.expected_batch)
-        if not len(self._order):
-            self._order = np.argsort(self._source.uniform(count), kind="stable")
-        taken, self._order = self._order[:size], self._order[size:]
+        if self._turn == 0:
+            # each unit draws for itself: one more or less moves no other to another step
+            self._turn_of = np.floor(self._source.uniform(count) * self._turns)
+        taken = np.flatnonzero(self._turn_of == self._turn)
+        self._turn = (self._turn + 1) % self._turns
         return taken
 
     def _bounded(self, rows: np.ndarray, limit: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def train(
     can't go on.
     """
     check_loggers(config)
-    check_private(config)
+    check_private(config, resume=resume)
     prepared = prepare(config)
     private = private_steps(config, prepared.splits.train)
     shown = scores_shown(config)
@@ -128,9 +128,7 @@ def _log(config: RunConfig, out: Path, resumed_step: int) -> Iterator[Listener]:
 def _numbers(event: StepDone | Evaluated) -> dict[str, float]:
     if isinstance(event, Evaluated):
         return {f"eval_{name}": value for name, value in event.metrics.items()}
-    loss = {} if event.loss is None else {"loss": event.loss}
-    return loss | {
-        "learning_rate": event.learning_rate,
-        "examples": event.examples,
-        "seconds": event.seconds,
-    }
+    common = {"learning_rate": event.learning_rate, "examples": event.examples}
+    if event.loss is None:  # of a private step; its seconds tell how many units chance took
+        return common
+    return {"loss": event.loss} | common | {"seconds": event.seconds}

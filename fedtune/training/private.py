@@ -11,6 +11,7 @@ from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.noise import NoiseSource, SecureNoise
 from fedtune.privacy.plan import plan_steps
 from fedtune.privacy.sampling import UnitRows
+from fedtune.training import processes
 from fedtune.training.sampling import steps_for
 
 _ADAPTERS = ("lora", "full")
@@ -33,11 +34,21 @@ def scores_shown(config: RunConfig) -> bool:
     return config.privacy.mode == "none" or config.privacy.held_out == "public"
 
 
-def check_private(config: RunConfig) -> None:
+def check_private(config: RunConfig, *, resume: bool = False) -> None:
     """Raise InputError on what can't be trained privately, before anything is loaded."""
     if config.privacy.mode != "local":
         return
     unit_of(config)
+    if processes.count() > 1:
+        raise InputError(
+            "private steps run in one process", where="privacy.mode", mend="start one process"
+        )
+    if resume and config.privacy.sampling == "shuffle":
+        raise InputError(
+            "who had a step of an interrupted pass isn't kept, so a run can't go on with `shuffle`",
+            where="privacy.sampling",
+            mend="start anew, or use `poisson`",
+        )
     adapter = config.adapter
     if adapter.method not in _ADAPTERS or adapter.use_dora:
         name = "use_dora" if adapter.use_dora else "method"

@@ -168,7 +168,6 @@ class Trainer:
         private = attached.steps
         if progress.clipping_norm is not None:
             private.norm = progress.clipping_norm
-        processes.seed_step(self._seed, progress.step)
         attached.set_gradients(losses, train)
         progress.clipping_norm = private.norm
         return None, round(private.plan.expected_batch)

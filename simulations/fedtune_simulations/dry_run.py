@@ -41,7 +41,7 @@ class FederatedDryRun:
 
 def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedDryRun:
     """What `simulate` would do. Raises InputError on what it would refuse; writes nothing."""
-    check_available(config)
+    check_available(config, resume=resume)
     found = outline(config)
     chosen = partition(found.splits.train, config.federation.partition, config.seed)
     rule = rule_of(config, len(chosen), out / "checkpoints")

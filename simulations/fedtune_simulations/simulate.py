@@ -59,7 +59,7 @@ def simulate(
     Raises InputError on settings, data or a model that can't be used, RunFailedError when too few
     silos answered.
     """
-    check_available(config)
+    check_available(config, resume=resume)
     setting = prepare(config)
     rule = rule_of(config, len(setting.silos), out / "checkpoints")
     private = isinstance(rule, SiloLevel)
@@ -124,11 +124,16 @@ def rule_of(config: RunConfig, silos: int, checkpoints: Path) -> Rule:
     return build_rule(config)
 
 
-def check_available(config: RunConfig) -> None:
+def check_available(config: RunConfig, *, resume: bool = False) -> None:
     """Refuse what the schema knows and `simulate` can't do: nothing is accepted and ignored."""
     check_engine(config)
     check_loggers(config)
-    check_private(config)
+    check_private(config, resume=resume)
+    if config.federation.engine == "ray" and config.privacy.sampling == "shuffle":
+        raise InputError(
+            "Ray's workers don't know each other's passes: `shuffle` needs `inprocess`",
+            where="federation.engine",
+        )
     # a silo's local steps are few; the coordinator evaluates and checkpoints after each round
     for name in ("eval_steps", "early_stopping_patience", "save_steps"):
         if getattr(config.training, name) is not None:
