@@ -16,7 +16,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield draft
         for inside in [*draft.rglob("*"), draft]:
-            _flush(inside)
+            flush(inside)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -40,11 +40,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         path.rename(old)
     draft.rename(path)
-    _flush(path.parent)
+    flush(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
