@@ -1,9 +1,9 @@
 """A SQLite file of rows that are only ever added, each chained to the one before by a keyed hash.
 
-Three files lie beside each other: the rows, the key (`.key`) and the head (`.head`), a signed note of
-how many rows there are, without which a tail cut off would not show. A row's hash is HMAC-SHA256,
-under the key, of its number, the former row's hash and its own text, so whoever has no key can't
-make a changed row fit. Each row may name a blob of data, which is kept once and known by its hash.
+Three files lie beside each other: the rows, the key (`.key`) and the head (`.head`), a signed note
+of how many rows there are, without which a tail cut off would not show. A row's hash is
+HMAC-SHA256, under the key, of its number, the former row's hash and its own text, so whoever has no
+key can't make a changed row fit. A row may name a blob of data, which is kept once, by its hash.
 """
 
 import hashlib
@@ -347,7 +347,8 @@ def _read_head(place: Path) -> dict[str, Any] | None:
 
 def _damaged(path: Path, found: list[Damage]) -> InputError:
     return InputError(
-        "the ledger is damaged, so nothing is charged to it:\n  " + "\n  ".join(map(str, found[:5])),
+        "the ledger is damaged, so nothing is charged to it:\n  "
+        + "\n  ".join(map(str, found[:5])),
         where=path,
         mend="find out who changed it (`fedtune budget verify`); a backup's three files go "
         "together",

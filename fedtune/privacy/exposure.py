@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedtune.errors import InputError
 from fedtune.privacy.accounting import Accountant, epsilon
 from fedtune.privacy.events import GaussianEvent, merged
 from fedtune.privacy.fingerprints import People
@@ -20,6 +21,10 @@ from fedtune.privacy.fingerprints import People
 Unit = Literal["record", "patient"]
 Events = Sequence[GaussianEvent]
 _MOST_COMPOSED = 32
+_MOST_KINDS = 4
+_MOST_EPSILON = 200.0  # past it nothing is promised, and doubles overflow
+_GRIDS = (0.01, 0.03)
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -41,23 +46,72 @@ class Exposure:
     units: int
     combinations: tuple[Events, ...]
 
-    def epsilon(self, delta: float, accountant: Accountant) -> float:
-        """The largest epsilon over these people at `delta`; 0.0 if there are none."""
-        bounds = [(epsilon(events, delta, "rdp"), events) for events in self.combinations]
-        largest = 0.0
-        for bound, events in sorted(bounds, key=lambda pair: -pair[0]):
-            if bound <= largest:
+    def figures(self, delta: float) -> "Figures":
+        """The largest epsilon over these people at `delta`, by both accountants."""
+        events = [_few_kinds(events) for events in self.combinations]
+        bounds = [(_epsilon(some, delta, "rdp"), some) for some in events]
+        tight = 0.0
+        for bound, some in sorted(bounds, key=lambda pair: -pair[0]):
+            if bound <= tight:  # rdp is never less than pld
                 break
-            found = bound if accountant == "rdp" else epsilon(events, delta, accountant)
-            largest = max(largest, found)
-        return largest
+            beyond = bound > _MOST_EPSILON
+            tight = max(tight, bound if beyond else min(bound, _epsilon(some, delta, "pld")))
+        return Figures(tight, max((bound for bound, _ in bounds), default=0.0))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Epsilon by the pld accountant and by the rdp accountant; infinite if there is none.
+
+    Where `pld` can't count the steps, or they are of too many kinds for it, it is `rdp` too.
+    """
+
+    pld: float
+    rdp: float
+
+
+def _epsilon(events: Events, delta: float, accountant: Accountant) -> float:
+    if accountant == "pld" and len(events) > _MOST_KINDS:
+        return math.inf
+    try:
+        return epsilon(events, delta, accountant)
+    except InputError:  # none that is finite, or not with doubles
+        return math.inf
+
+
+def _few_kinds(events: Events) -> Events:
+    """`events`, or where these are of many kinds, fewer kinds that cost a little more.
+
+    A data set that grows has another rate at each run. Rates and noises that differ by less than a
+    step of the first grid that will do are taken for the worst among them.
+    """
+    kinds = events
+    for step in _GRIDS:
+        if len(kinds) <= _MOST_KINDS:
+            break
+        cells: dict[tuple[int, int], list[GaussianEvent]] = {}
+        for event in events:
+            place = (
+                math.floor(math.log(x) / step) for x in (event.sample_rate, event.noise_multiplier)
+            )
+            cells.setdefault((next(place), next(place)), []).append(event)
+        kinds = merged(_worst(cell) for cell in cells.values())
+    return kinds
+
+
+def _worst(events: Events) -> GaussianEvent:
+    return GaussianEvent(
+        max(event.sample_rate for event in events),
+        min(event.noise_multiplier for event in events),
+        sum(event.count for event in events),
+    )
 
 
 def of_group(event: GaussianEvent, records: int) -> GaussianEvent:
     """What a record-level event costs somebody with so many records in it.
 
-    The sum moves by at most the number j of their records that were taken. For each j from 1 on, one
-    channel (scale by j / records, then add noise) turns the Gaussian pair of distance `records`
+    The sum moves by at most the number j of their records that were taken. For each j from 1 on,
+    one channel (scale by j / records, then add noise) turns the Gaussian pair of distance `records`
     into that of distance j, so all are within the pair of which the far one comes up with the
     chance that any record was taken.
     """
@@ -70,15 +124,16 @@ def of_group(event: GaussianEvent, records: int) -> GaussianEvent:
 
 def exposures(charges: Sequence[Met], touched_by: Met | None = None) -> dict[Unit, Exposure]:
     """What the people of each kind have met in `charges`; those only whom `touched_by` meets."""
+    charges = _by_people(charges)
     patients = _union(met.people.patients for met in charges if met.unit == "patient")
-    owned = _owned(charges, patients)
+    owned = _of(_owned(charges), patients)
     records = _union(met.people.records for met in charges if met.unit == "record")
     records = records[~_among(records, _union([owned.records]))]
     found: dict[Unit, Exposure] = {}
     if touched_by:
         touched = _times_met(patients, owned, touched_by) > 0
         patients = patients[touched]
-        owned = _owned(charges, patients)
+        owned = _of(owned, patients)
         records = records[_among(records, _union([touched_by.people.records]))]
     if len(patients):
         times = (_times_met(patients, owned, met) for met in charges)
@@ -90,18 +145,45 @@ def exposures(charges: Sequence[Met], touched_by: Met | None = None) -> dict[Uni
     return found
 
 
-def _owned(charges: Sequence[Met], patients: np.ndarray) -> People:
-    """Every record that any charge's data say is of one of `patients` (sorted), once each."""
-    named = [met.people for met in charges if len(met.people.patients)]
-    owners = np.concatenate([np.zeros(0, np.uint64), *(people.patients for people in named)])
-    records = np.concatenate([np.zeros(0, np.uint64), *(people.records for people in named)])
-    kept = _among(owners, patients)
-    owners, records = owners[kept], records[kept]
-    order = np.lexsort((records, owners))
-    owners, records = owners[order], records[order]
-    new = np.ones(len(owners), dtype=bool)
-    new[1:] = (owners[1:] != owners[:-1]) | (records[1:] != records[:-1])
-    return People(records[new], owners[new])
+def meet(one: Met, other: Met) -> bool:
+    """Whether anybody, by name or by words, is in both."""
+    return any(
+        _among(values, _union([known])).any()
+        for values, known in (
+            (one.people.records, other.people.records),
+            (one.people.patients, other.people.patients),
+        )
+    )
+
+
+def _by_people(charges: Sequence[Met]) -> list[Met]:
+    """The same, those that share one `People` and the unit as one."""
+    events: dict[tuple[Unit, int], list[GaussianEvent]] = {}
+    people = {id(met.people): met.people for met in charges}
+    for met in charges:
+        events.setdefault((met.unit, id(met.people)), []).extend(met.events)
+    return [Met(unit, people[who], tuple(merged(of))) for (unit, who), of in events.items()]
+
+
+def _owned(charges: Sequence[Met]) -> People:
+    """Every record that any charge's data say is of a patient, once each."""
+    pairs = np.zeros(0, dtype=np.uint64)
+    owners, records = pairs, pairs
+    for people in (met.people for met in charges if len(met.people.patients)):
+        # one number for both; two pairs share one with a chance of 2^-64, and count as one
+        found = people.patients * _ODD + people.records
+        new = ~_among(found, pairs)
+        if new.any():
+            owners = np.concatenate([owners, people.patients[new]])
+            records = np.concatenate([records, people.records[new]])
+            pairs, first = np.unique(np.concatenate([pairs, found[new]]), return_index=True)
+            owners, records = owners[first], records[first]
+    return People(records, owners)
+
+
+def _of(owned: People, patients: np.ndarray) -> People:
+    kept = _among(owned.patients, patients)
+    return People(owned.records[kept], owned.patients[kept])
 
 
 def _times_met(patients: np.ndarray, owned: People, met: Met) -> np.ndarray:

@@ -5,21 +5,24 @@ would then have spent more than the budget. The budget is a row of the ledger it
 `set_budget` writes one; no config and no message of a coordinator reaches it.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fedtune.errors import InputError
-from fedtune.privacy.accounting import Accountant, epsilon
 from fedtune.privacy.chained_rows import Addition, ChainedRows, Damage, Row
 from fedtune.privacy.events import GaussianEvent
-from fedtune.privacy.exposure import Exposure, Met, Unit, exposures
+from fedtune.privacy.exposure import Exposure, Figures, Met, Unit, exposures, meet
 from fedtune.privacy.fingerprints import People
 
-ACCOUNTANT: Accountant = "pld"
+_ZERO = Figures(0.0, 0.0)
+_SHOWN = 5
+ACCOUNTANT = "pld"
+"""Whose figures a budget is about; every accountant's is a bound, and this one's the tightest."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,18 @@ class Budget:
 class Charge:
     """What was charged, and what the most exposed of these people have then spent.
 
-    `epsilon_before` and `epsilon_after` are at `delta` (the budget's, or the run's if none is set)
-    by `accountant`; `epsilon_alone` is this charge by itself. `row` and `hash` find it again.
+    All at `delta`, the budget's, or the run's if none is set; `alone` is this charge by itself.
+    `row` and `hash` find it in the ledger again.
     """
 
     row: int
     hash: str
     run: str
     unit: Unit
-    epsilon_before: float
-    epsilon_alone: float
-    epsilon_after: float
+    before: Figures
+    alone: Figures
+    after: Figures
     delta: float
-    accountant: str
     budget: Budget | None
     earlier_runs: tuple[str, ...]
 
@@ -56,8 +58,7 @@ class Spent:
     """How many units of a kind are known, and the most that one of them has spent."""
 
     units: int
-    epsilon: float
-    second_epsilon: float
+    epsilon: Figures
 
 
 def ledger_path(chosen: str | None = None) -> Path:
@@ -107,51 +108,34 @@ class Ledger:
         new = Met(unit, people, tuple(events))
         with self.file.adding() as file:
             rows = file.rows()
-            budget = _budget(rows)
+            budget, charges = _budget(rows), _charges(rows)
             at = budget.delta if budget else delta
             self._check_delta(at, people.count(unit), unit)
-            charges = _charges(rows)
             earlier = list(_met(charges, file))
-            before, after = _before(earlier, new), exposures([*earlier, new], new)
-            figures = {
-                "epsilon_before": _most(before, at),
-                "epsilon_alone": _epsilon(new.events, at),
-                "epsilon_after": _most(after, at),
-                "delta": at,
-                "accountant": ACCOUNTANT,
+            known = zip(charges, earlier, strict=True)
+            runs = tuple(dict.fromkeys(row.body["run"] for row, met in known if meet(met, new)))
+            after = _most(exposures([*earlier, new], new), at)
+            before = _most(exposures([*earlier, Met(unit, people, ())], new), at) if runs else _ZERO
+            alone = Exposure(1, (new.events,)).figures(at) if runs else after
+            self._refuse(before, alone, after, at, _least(budget, limit), runs)
+            body = {
+                **{"kind": "charge", "time": _now(), "run": run, "purpose": purpose},
+                **{"unit": unit, "units": people.count(unit), "named": bool(len(people.patients))},
+                **{"events": [event.to_json() for event in events], "plan": dict(plan)},
+                **{"delta": at, "epsilon": asdict(after)},
             }
-            self._refuse_over(figures, budget, limit)
-            row = file.add(
-                {
-                    "kind": "charge",
-                    "time": _now(),
-                    "run": run,
-                    "purpose": purpose,
-                    "unit": unit,
-                    "units": people.count(unit),
-                    "named": bool(len(people.patients)),
-                    "events": [event.to_json() for event in events],
-                    "plan": dict(plan),
-                    **figures,
-                },
-                blob=people.to_bytes(),
-            )
-        met_before = _runs_met(charges, earlier, new)
-        return Charge(
-            row.number, row.hash, run, unit, budget=budget, earlier_runs=met_before, **figures
-        )
+            row = file.add(body, blob=people.to_bytes())
+        return Charge(row.number, row.hash, run, unit, before, alone, after, at, budget, runs)
 
     def set_budget(self, epsilon: float, delta: float) -> Row:
         """Set the most that anybody may spend from now on; for the local administrator only."""
-        if not epsilon > 0 or not 0 < delta < 1:
+        if not 0 < epsilon < math.inf or not 0 < delta < 1:
             raise InputError(
                 f"epsilon {epsilon:g} and delta {delta:g} are no budget",
                 expected="epsilon above 0, delta between 0 and 1",
             )
         with self.file.adding() as file:
-            return file.add(
-                {"kind": "budget", "time": _now(), "epsilon": epsilon, "delta": delta}
-            )
+            return file.add({"kind": "budget", "time": _now(), "epsilon": epsilon, "delta": delta})
 
     def budget(self) -> Budget | None:
         """The budget in force; None if none was ever set."""
@@ -166,10 +150,7 @@ class Ledger:
         """The most that anybody has spent at `delta`, by unit kind."""
         known = exposures(list(_met(_charges(self.file.rows()), self.file)))
         return {
-            unit: Spent(
-                exposure.units, _largest(exposure, delta), exposure.epsilon(delta, "rdp")
-            )
-            for unit, exposure in known.items()
+            unit: Spent(exposure.units, exposure.figures(delta)) for unit, exposure in known.items()
         }
 
     def verify(self) -> list[Damage]:
@@ -186,19 +167,24 @@ class Ledger:
                 mend="set one that is: fedtune budget set --epsilon ... --delta ...",
             )
 
-    def _refuse_over(
-        self, figures: Mapping[str, Any], budget: Budget | None, limit: float | None
+    def _refuse(
+        self,
+        before: Figures,
+        alone: Figures,
+        after: Figures,
+        delta: float,
+        most: float,
+        runs: Sequence[str],
     ) -> None:
-        limits = [budget.epsilon if budget else None, limit]
-        most = min((most for most in limits if most is not None), default=None)
-        if most is None or figures["epsilon_after"] <= most:
+        if after.pld <= most and after.pld < math.inf:
             return
-        before, at = figures["epsilon_before"], figures["delta"]
+        spent = f"{before.pld:.4g} was spent on these people by earlier runs"
+        if runs:
+            spent += f" ({', '.join(runs[-_SHOWN:])})"
         raise InputError(
-            f"the privacy budget doesn't allow this run: of epsilon {most:.4g} (delta {at:g}), "
-            f"{before:.4g} was spent on these people by earlier runs, so {max(0, most - before):.4g} "
-            f"is left; this run alone asks for {figures['epsilon_alone']:.4g}, and all together "
-            f"would be {figures['epsilon_after']:.4g}",
+            f"the privacy budget doesn't allow this run: of epsilon {most:.4g} (delta {delta:g}) "
+            f"{spent}, {max(0, most - before.pld):.4g} is left; this run alone asks for "
+            f"{alone.pld:.4g}, and all together would be {after.pld:.4g}",
             where=self.file.path,
             expected=f"at most {most:.4g} over all runs",
             mend="lower `privacy.target_epsilon`, raise `privacy.noise_multiplier`, or take fewer "
@@ -206,18 +192,8 @@ class Ledger:
         )
 
 
-def _before(earlier: Sequence[Met], new: Met) -> dict[Unit, Exposure]:
-    """What those whom `new` meets have met until now, among the promises that it makes."""
-    return exposures([*earlier, Met(new.unit, new.people, ())], new)
-
-
-def _runs_met(charges: Sequence[Row], earlier: Sequence[Met], new: Met) -> tuple[str, ...]:
-    """Names of earlier runs that met any of the same people, in order, once each."""
-    runs: dict[str, None] = {}
-    for row, met in zip(charges, earlier, strict=True):
-        if any(exposure.combinations != ((),) for exposure in _before([met], new).values()):
-            runs[row.body["run"]] = None
-    return tuple(runs)
+def _least(budget: Budget | None, limit: float | None) -> float:
+    return min(budget.epsilon if budget else math.inf, math.inf if limit is None else limit)
 
 
 def _charges(rows: Sequence[Row]) -> list[Row]:
@@ -239,19 +215,12 @@ def _budget(rows: Sequence[Row]) -> Budget | None:
     return Budget(set_[-1]["epsilon"], set_[-1]["delta"]) if set_ else None
 
 
-def _most(found: Mapping[Unit, Exposure], delta: float) -> float:
-    return max((_largest(exposure, delta) for exposure in found.values()), default=0.0)
-
-
-def _largest(exposure: Exposure, delta: float) -> float:
-    try:
-        return exposure.epsilon(delta, ACCOUNTANT)
-    except InputError:  # it can't count so many steps at so small a delta
-        return exposure.epsilon(delta, "rdp")
-
-
-def _epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
-    return _largest(Exposure(1, (events,)), delta)
+def _most(found: Mapping[Unit, Exposure], delta: float) -> Figures:
+    each = [exposure.figures(delta) for exposure in found.values()]
+    return Figures(
+        max((figures.pld for figures in each), default=0.0),
+        max((figures.rdp for figures in each), default=0.0),
+    )
 
 
 def _now() -> str:
