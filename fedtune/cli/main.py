@@ -15,7 +15,7 @@ from pathlib import Path  # noqa: E402
 import click  # noqa: E402
 import typer  # noqa: E402
 
-from fedtune.cli import config, data  # noqa: E402
+from fedtune.cli import budget, config, data  # noqa: E402
 from fedtune.cli.doctor import doctor  # noqa: E402
 from fedtune.cli.evaluate import evaluate  # noqa: E402
 from fedtune.cli.generate import generate  # noqa: E402
@@ -38,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config.app, name="config")
+app.add_typer(budget.app, name="budget")
 app.add_typer(data.app, name="data")
 app.command()(train)
 app.command()(simulate)

@@ -153,6 +153,18 @@ class Ledger:
             unit: Spent(exposure.units, exposure.figures(delta)) for unit, exposure in known.items()
         }
 
+    def export(self, *, with_units: bool = False) -> Iterator[dict[str, Any]]:
+        """Each row as plain values, with the people's fingerprints only if asked."""
+        for row in self.file.rows():
+            whole: dict[str, Any] = {"row": row.number, "hash": row.hash, **row.body}
+            if with_units and row.body["kind"] == "charge":
+                people = People.from_bytes(
+                    self.file.blob(row.body["blob"]), named=row.body["named"]
+                )
+                whole["records"] = people.records.tolist()
+                whole["patients"] = people.patients.tolist()
+            yield whole
+
     def verify(self) -> list[Damage]:
         """Everything in the ledger's files that is not as it was written."""
         return self.file.damage()

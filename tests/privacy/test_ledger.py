@@ -301,7 +301,7 @@ def edited(path: Path, *statements: tuple) -> None:
 def test_rows_can_be_added_only(written, tmp_path: Path, statement: str):
     connection = sqlite3.connect(copied(written, tmp_path / "copy"))
     with pytest.raises(sqlite3.IntegrityError, match="only ever added"):
-        connection.execute(statement + (" SET hash = hash" if "UPDATE" in statement else ""))
+        connection.execute(statement)
     connection.close()
 
 
