@@ -1,7 +1,7 @@
 """Epsilon of what was done, by an accountant's name, and the noise that a target needs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,22 +80,42 @@ def solve_noise(
     if not (math.isfinite(target_epsilon) and target_epsilon > 0):
         raise ValueError(f"target epsilon is {target_epsilon}, want above 0")
 
-    def meets(noise: float, name: Accountant = accountant) -> bool:
-        new = GaussianEvent(sample_rate, noise, count)
-        return epsilon([*before, new], delta, name) <= target_epsilon
+    def spend(noise: float, name: Accountant = accountant) -> float:
+        return epsilon([*before, GaussianEvent(sample_rate, noise, count)], delta, name)
 
     spent = epsilon(before, delta, accountant)
     high = 1.0
-    while not meets(high, "rdp") and high < _MOST_NOISE:  # quick, and never too little
+    while spend(high, "rdp") > target_epsilon and high < _MOST_NOISE:  # quick, never too little
         high *= 2
-    if not meets(high):
+    if spent > target_epsilon or spend(high) > target_epsilon:
         raise _unreachable(target_epsilon, spent, accountant)
     low = high / 2
-    while low > _LEAST_NOISE and meets(low):
+    while low > _LEAST_NOISE and spend(low) <= target_epsilon:
         low, high = low / 2, low
-    while high > low * (1 + _NOISE_TOLERANCE / 2):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if meets(middle) else (middle, high)
+    return _least(spend, target_epsilon, low, high)
+
+
+def _least(spend: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """The least noise that meets `target`, from above; `low` overshoots, `high` meets it.
+
+    Epsilon over noise is nearly a straight line in logarithms: each turn looks closely on both
+    sides of where that line meets the target.
+    """
+    at_low, at_high = spend(low), spend(high)
+    near = _NOISE_TOLERANCE / 4
+    while high > low * (1 + _NOISE_TOLERANCE):
+        share = 0.5
+        if at_high > 0:
+            share = math.log(at_low / target) / max(math.log(at_low / at_high), 1e-9)
+        middle = low * (high / low) ** min(max(share, 0.1), 0.9)
+        for probe in (middle * (1 + near), middle * (1 - near)):
+            if not low < probe < high:
+                continue
+            now = spend(probe)
+            if now <= target:
+                high, at_high = probe, now
+            else:
+                low, at_low = probe, now
     return high
 
 
