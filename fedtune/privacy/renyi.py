@@ -19,11 +19,14 @@ LIBRARY = f"opacus {version('opacus')}"
 # Opacus' own, and larger ones, which small epsilons need
 ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1000]
 
+_ROUNDING = 5e-13  # of a logarithm that sums up to a thousand terms
+_LARGE_NOISE = 30.0  # from here on Opacus' series for fractional orders is long
+_MAX_NOISE = 1000.0  # with sampling; PRV's first step takes minutes beyond it
 _MAX_GRID = 2_000_000  # points: about a second
 
 
 def rdp_epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
-    """An upper bound on epsilon by Renyi divergences, summed over `events`; infinite if need be."""
+    """An upper bound on epsilon by Renyi divergences, summed over `events`."""
     if not events:
         return 0.0
     total = np.sum([_divergences(e.sample_rate, e.noise_multiplier) * e.count for e in events], 0)
@@ -35,16 +38,23 @@ def rdp_epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def _divergences(rate: float, noise: float) -> np.ndarray:
-    """Renyi divergence of one step at each order; infinite where Opacus can't compute it."""
+    """Renyi divergence of one step at each order."""
     return np.array([_divergence(rate, noise, order) for order in ORDERS])
 
 
 def _divergence(rate: float, noise: float, order: float) -> float:
+    """Of one step: Opacus' figure and what rounding may have taken; at most the unsampled one."""
+    unsampled = order / (2 * noise**2)
+    if rate == 1.0:
+        return unsampled
+    if noise > _LARGE_NOISE and order % 1:
+        return unsampled  # such noise is judged by large orders, which are whole numbers
     try:
         found = float(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=float(order)))
     except (ValueError, OverflowError, ZeroDivisionError):
-        return math.inf
-    return found if found >= 0 else math.inf  # nan as well
+        return unsampled
+    found = max(found, 0.0) + _ROUNDING / (order - 1)
+    return found if found < unsampled else unsampled  # nan as well
 
 
 def prv_epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
@@ -57,6 +67,8 @@ def prv_epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
     if not parts:
         return 0.0
     safe_delta(events, delta)
+    if any(event.noise_multiplier > _MAX_NOISE for event in sampled):
+        raise _beyond(f"sampled sums with noise above {_MAX_NOISE:g}")
     loss = max(delta / 1000, lost(parts))
     widest = rdp_epsilon(parts, loss / 4) + 3
     mesh = (sum(e.count for e in parts) * math.log(12 / loss) / 2) ** 0.5
