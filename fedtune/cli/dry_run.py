@@ -48,7 +48,7 @@ def _tell_federation(plan: "FederatedDryRun") -> None:
     sizes = sorted(plan.silos.values())
     print(f"silos: {len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} examples")
     for silo, private in plan.privacy.items():
-        _tell_plan(f"privacy of {silo}", private)
+        _tell_plan(f"privacy of {silo}" if private.unit != "silo" else "privacy", private)
     print(f"rounds: {plan.rounds:,} of {plan.silos_a_round} silos, {plan.steps:,} steps in all")
     print(
         f"bytes a round: {decimal(plan.bytes_down_a_round)} down, "
@@ -59,11 +59,13 @@ def _tell_federation(plan: "FederatedDryRun") -> None:
 
 def _tell_plan(who: str, plan: "PlanFacts") -> None:
     told = ", ".join(f"{value:.3g} by {name}" for name, value in plan.epsilon.items())
+    central = "who gets the model, not against the coordinator"
+    against = central if plan.unit == "silo" else "all who see what is released"
     print(
         f"{who}: {plan.units:,} {plan.unit}s, about {plan.expected_batch:.3g} a step "
         f"({plan.sampling} sampling, rate {plan.sample_rate:.3g}), {plan.steps:,} steps, noise "
         f"multiplier {plan.noise_multiplier:.4g}: epsilon {told} at delta {plan.delta:g} for the "
-        f"presence of one {plan.unit}, against all who see what is released"
+        f"presence of one {plan.unit}, against {against}"
     )
 
 

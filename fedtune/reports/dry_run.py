@@ -25,7 +25,7 @@ from fedtune.tensors import Spec
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
-from fedtune.training.private import check_private, private_steps
+from fedtune.training.private import check_one_place, check_private, private_steps
 from fedtune.training.run_folder import check_folder, check_local_base
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
@@ -107,6 +107,7 @@ class Outline:
 def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     """What `train` would do. Raises InputError on what it would refuse; writes nothing."""
     check_loggers(config)
+    check_one_place(config)
     check_private(config)
     found = outline(config)
     check_alone(out)
@@ -128,12 +129,20 @@ def plan_facts(plan: ExecutionPlan) -> PlanFacts:
         units=plan.units,
         expected_batch=plan.expected_batch,
         sample_rate=plan.sample_rate,
-        sampling=settings.sampling,
+        sampling=_sampling(plan),
         steps=plan.steps,
         noise_multiplier=plan.noise_multiplier,
         delta=settings.delta,
         epsilon={figure.accountant: figure.epsilon for figure in told},
     )
+
+
+def _sampling(plan: ExecutionPlan) -> str:
+    if plan.unit != "silo":
+        return plan.settings.sampling
+    if plan.sample_rate == 1:
+        return "full"
+    return "poisson" if plan.correlation is None else "no"
 
 
 def outline(config: RunConfig) -> Outline:

@@ -16,7 +16,7 @@ from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
 from fedtune.training.prepare import Prepared, prepare
-from fedtune.training.private import check_private, private_steps, scores_shown
+from fedtune.training.private import check_one_place, check_private, private_steps, scores_shown
 from fedtune.training.run_folder import claim_folder
 from fedtune.training.trainer import Trainer
 
@@ -50,6 +50,7 @@ def train(
     can't go on.
     """
     check_loggers(config)
+    check_one_place(config)
     check_private(config, resume=resume)
     prepared = prepare(config)
     private = private_steps(config, prepared.splits.train)

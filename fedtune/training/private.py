@@ -34,6 +34,16 @@ def scores_shown(config: RunConfig) -> bool:
     return config.privacy.mode == "none" or config.privacy.held_out == "public"
 
 
+def check_one_place(config: RunConfig) -> None:
+    """Raise InputError on a promise that training in one place can't keep: there are no silos."""
+    if config.privacy.mode == "central":
+        raise InputError(
+            "`central` adds noise to the sum of silos' deltas, and `train` has no silos",
+            where="privacy.mode",
+            mend="set it to `local`, or run a federation",
+        )
+
+
 def check_private(config: RunConfig, *, resume: bool = False) -> None:
     """Raise InputError on what can't be trained privately, before anything is loaded."""
     if config.privacy.mode != "local":

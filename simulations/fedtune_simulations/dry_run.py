@@ -11,6 +11,7 @@ from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silo
 from fedtune.aggregation.fedex import most_residual_bytes
 from fedtune.config.schema import RunConfig
 from fedtune.data.partition import check_partition, partition
+from fedtune.privacy.central import SiloLevel
 from fedtune.reports.dry_run import DryRun, PlanFacts, facts, outline, plan_facts
 from fedtune.tensors import Spec, TensorSet, payload_size
 from fedtune.training.run_folder import check_folder, check_local_base
@@ -25,7 +26,7 @@ class FederatedDryRun:
     """The facts on a federated run. `silos` maps each to its examples; `steps` are optimizer
     steps of all silos in all rounds; bytes are tensor payloads of the first round and of all
     (at most, where a FedEx-LoRA residual grows; about, where a round's silos are drawn in secret).
-    `privacy` is each silo's plan, of all rounds.
+    `privacy` is each silo's plan, of all rounds, or the `coordinator`'s.
     """
 
     run: DryRun
@@ -75,6 +76,9 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
             len(names) * most_residual_bytes(blank.spec, a_round * before)
             for before, names in enumerate(asked)
         )
+    plans = {name: steps.plan for name, steps in private.items()}
+    if isinstance(rule, SiloLevel):
+        plans["coordinator"] = rule.plan
     return FederatedDryRun(
         run=facts(found, in_federation=True),
         silos={name: len(rows) for name, rows in chosen.items()},
@@ -86,7 +90,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
         bytes_down_a_round=first,
         bytes_up_a_round=first,
         bytes_all_rounds=everything,
-        privacy={name: plan_facts(steps.plan) for name, steps in private.items()},
+        privacy={name: plan_facts(plan) for name, plan in plans.items()},
     )
 
 

@@ -261,6 +261,29 @@ def test_a_round_that_is_run_again_has_new_noise_and_is_counted_again(kind: str,
         assert cost[1].noise_multiplier < rule.plan.event(2).noise_multiplier
 
 
+@pytest.mark.parametrize(
+    ("kind", "variances"),
+    [
+        # a binary tree's sums of t rounds hold as many draws as t has ones
+        ("tree", [1, 1, 2, 1, 2, 2, 3, 1]),
+        # (1 + z/2) has the inverse 1, -1/2, 1/4, ...; sums 1, 1/2, 3/4, 5/8; squares added up
+        ("banded", [1, 1.25, 1.8125, 2.203125]),
+        ("gaussian", [1, 2, 3, 4]),
+    ],
+)
+def test_later_rounds_take_back_noise_of_earlier_ones(kind: str, variances: list[float]):
+    wide = TensorSet({"w": torch.zeros(200_000)})
+    settings: dict[str, Any] = {"server_noise": kind, "federation": {"rounds": len(variances)}}
+    if kind == "banded":
+        settings["bands"] = 2
+    rule = rule_of(**settings)
+    state = rule.start(wide)
+    for variance in variances:
+        state = one_round(rule, [], state)
+        wanted = 0.5 / 4 * math.sqrt(variance)
+        assert float(state.adapter["w"].double().std()) == pytest.approx(wanted, rel=0.01)
+
+
 def test_the_charge_is_on_disk_before_noise_is_drawn(tmp_path: Path):
     class Dies(SeededNoise):
         def normal(self, count: int, std: float) -> np.ndarray:

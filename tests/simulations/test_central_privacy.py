@@ -11,11 +11,14 @@ import torch
 from fedtune_client.app import Instruction, LocalUpdate, make_client_app
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.rounds import RunPlan, run_rounds, sample_silos
+from fedtune_simulations.events import Working
 from fedtune_simulations.grid import InProcessGrid
+from fedtune_simulations.simulate import simulate as run
 from flwr.app import Context
 
 from fedtune.aggregation.rule import GlobalState
 from fedtune.cli.main import main
+from fedtune.config.load import load_config
 from fedtune.config.schema import RunConfig
 from fedtune.privacy.central import SiloLevel, build_central
 from fedtune.privacy.noise import SeededNoise
@@ -221,6 +224,19 @@ def test_a_run_tells_nothing_of_single_silos(
 
 
 @pytest.mark.usefixtures("_cache")
+def test_who_works_is_not_named_where_draws_are_secret(tmp_path: Path):
+    seen: list[Working] = []
+    for fraction in ("1.0", "0.9"):
+        file = tmp_path / "run.yaml"
+        file.write_text(json.dumps({"output": {"dir": str(tmp_path / "run")}}))
+        config = load_config(file, [*SMALL, f"federation.fraction={fraction}"])
+        run(config, tmp_path / fraction, compare=False, on_work=seen.append)
+        names = {event.who for event in seen}
+        assert ("silo-0" in names, "a silo" in names) == (fraction == "1.0", fraction != "1.0")
+        seen.clear()
+
+
+@pytest.mark.usefixtures("_cache")
 def test_public_held_out_rows_may_be_scored(tmp_path: Path):
     assert simulate(tmp_path / "run", "privacy.held_out=public") == 0
     lines = [json.loads(s) for s in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -246,3 +262,35 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, capsys: pytest.Captu
         assert "one over the number of silos (6)" in capsys.readouterr().err
     assert simulate(tmp_path / "run", "federation.aggregation=fedex") == 2
     assert "needs `federation.aggregation: fedavg`" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_cache")
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "6 silos, about 6 a step (full sampling"),
+        (["federation.fraction=0.5"], "6 silos, about 3 a step (poisson sampling, rate 0.5)"),
+        (
+            ["federation.fraction=0.5", "privacy.server_noise=banded"],
+            "6 silos, about 3 a step (no sampling, rate 0.5)",
+        ),
+    ],
+)
+def test_a_dry_run_tells_the_plan(
+    more: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert simulate(tmp_path / "run", *more, "--dry-run") == 0
+    seen = capsys.readouterr().out
+    assert f"privacy: {told}" in seen
+    assert "presence of one silo, against who gets the model, not against the coordinator" in seen
+
+
+@pytest.mark.usefixtures("_cache")
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_training_in_one_place_refuses_central_privacy(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({"output": {"dir": str(tmp_path / "run")}}))
+    assert main(["train", str(file), *SMALL, *more]) == 2
+    assert "`train` has no silos" in capsys.readouterr().err
