@@ -1,0 +1,222 @@
+"""privacy.json and privacy.md of a run: what is promised to whom, how that was counted, what isn't.
+
+privacy.json has `version`, `mode` and `promise`, null for mode `none` (then `statement` says so).
+Else `promise` has `epsilon`, `delta`, `unit`, `relation`, `adversary`, `accountant` and
+`second_accountant` (each with `name`, `epsilon` and `library` with its version); `parties` has for
+each silo (or `run` for a central one) what was done on its data: `units`, `sampling`,
+`sample_rate`, `steps_planned`, `steps_released`, `mechanism`, `noise_multiplier`,
+`sum_noise_multiplier`, `clipping`, `events`, its own two figures, and under `ledger` what earlier
+runs spent on the same people; `composition` says how parties and rounds add up; `not_covered` what
+the promise leaves out. privacy.md tells the same and no more: it is made from privacy.json.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedtune.atomic import write_text
+from fedtune.config.schema import PrivacyConfig
+from fedtune.privacy.accounting import Figure, figures
+from fedtune.privacy.events import GaussianEvent
+from fedtune.privacy.ledger import Charge
+from fedtune.privacy.plan import ExecutionPlan
+from fedtune.reports.privacy_prose import prose
+
+STATEMENT = "privacy.json"
+PROSE = "privacy.md"
+_VERSION = 1
+_NONE = "No differential privacy is promised: what was trained may reveal single training examples."
+_ADVERSARY = {
+    "local": "everybody outside the place whose data these are, the coordinator and other silos "
+    "included, who may see every update that left it and the final model, and may know everything "
+    "about all other units",
+    "central": "whoever gets the model, after any round or at the end, and the other silos, who "
+    "may know everything about all other silos; the coordinator is trusted: it sees each silo's "
+    "update",
+}
+_NOT_COVERED = (
+    "choices made by looking at these data outside the ledger: hyperparameter search, selection of "
+    "columns or rows, runs by other programs or under another ledger",
+    "a tokenizer, base model or starting adapter that was itself made from private text: they are "
+    "taken as public (fedtune fits no tokenizer)",
+    "the number of units, the expected size of a batch and the settings, which are taken as public",
+    "floating-point arithmetic: noise is drawn in double precision from a ChaCha20 stream keyed by "
+    "the operating system and the noised sum is rounded to a grid, but the accounting is that of "
+    "real numbers",
+    "side channels: the time a step takes, memory, network traffic and failures",
+    "files that stay where the data are: the cache, checkpoints and logs",
+)
+_HELD_OUT = {
+    "public": "losses and metrics on held-out rows, which were computed and shown exactly: the "
+    "settings say that these rows are nobody's secret (`held_out: public`)",
+    "refuse": "nothing was computed on held-out rows (`held_out: refuse`); whoever scores the "
+    "model on private rows later publishes something that is not counted here",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done on one party's data: the plan, what was released of it, and its charge.
+
+    `events` are all noisy sums that left, repeated ones included, and `steps` their number.
+    """
+
+    plan: ExecutionPlan
+    events: Sequence[GaussianEvent]
+    steps: int
+    charge: Charge | None = None
+
+
+def write_statement(
+    folder: Path,
+    settings: PrivacyConfig,
+    done: Mapping[str, Done],
+    *,
+    rounds: int | None = None,
+    disjoint: bool = True,
+) -> dict[str, Any]:
+    """Write privacy.json and privacy.md into `folder` and give the former's content.
+
+    `done` is what each silo did in `local` mode; `{"run": ...}` for `train` and for `central`.
+    `rounds` is None outside a federation; `disjoint` says that no unit is in two silos.
+    """
+    facts = statement(settings, done, rounds=rounds, disjoint=disjoint)
+    write_text(folder / STATEMENT, json.dumps(facts, indent=2) + "\n")
+    write_text(folder / PROSE, prose(facts))
+    return facts
+
+
+def statement(
+    settings: PrivacyConfig,
+    done: Mapping[str, Done],
+    *,
+    rounds: int | None = None,
+    disjoint: bool = True,
+) -> dict[str, Any]:
+    """What privacy.json holds. Raises ValueError on a private mode of which nothing was done."""
+    if settings.mode == "none":
+        return {"version": _VERSION, "mode": "none", "promise": None, "statement": _NONE}
+    if not done:
+        raise ValueError(f"nothing was done under mode {settings.mode}")
+    if any(one.plan.settings != settings for one in done.values()):
+        raise ValueError("a plan was made from other settings than the run's")
+    parties = {name: _party(one) for name, one in done.items()}
+    return {
+        "version": _VERSION,
+        "mode": settings.mode,
+        "promise": {
+            **_promised(settings, done, parties, disjoint=disjoint),
+            "delta": settings.delta,
+            "unit": next(iter(done.values())).plan.unit,
+            "relation": "add_remove",
+            "adversary": _ADVERSARY[settings.mode],
+        },
+        "parties": parties,
+        "composition": _composition(settings, len(done), rounds, disjoint=disjoint),
+        "not_covered": [*_NOT_COVERED, _HELD_OUT[settings.held_out]],
+    }
+
+
+def _promised(
+    settings: PrivacyConfig,
+    done: Mapping[str, Done],
+    parties: Mapping[str, Mapping[str, Any]],
+    *,
+    disjoint: bool,
+) -> dict[str, Any]:
+    """The run's epsilon: the largest over parties, or of all together if units are shared."""
+    if disjoint:
+        most = max(parties.values(), key=lambda party: float(party["epsilon"]))
+        return {name: most[name] for name in ("epsilon", "accountant", "second_accountant")}
+    return _figures(settings, [event for one in done.values() for event in one.events])
+
+
+def _figures(settings: PrivacyConfig, events: Sequence[GaussianEvent]) -> dict[str, Any]:
+    first, second = figures(events, settings.delta, settings.accountant)
+    return {
+        "epsilon": first.epsilon,
+        "accountant": _accountant(first),
+        "second_accountant": _accountant(second),
+    }
+
+
+def _accountant(figure: Figure) -> dict[str, Any]:
+    return {"name": figure.accountant, "epsilon": figure.epsilon, "library": figure.library}
+
+
+def _party(done: Done) -> dict[str, Any]:
+    plan, settings = done.plan, done.plan.settings
+    bounded = {
+        "max_records_per_unit": settings.max_records_per_unit,
+        "unit_reduction": settings.unit_reduction,
+    }
+    return {
+        **_figures(settings, done.events),
+        "unit": plan.unit,
+        "units": plan.units,
+        "sampling": _sampling(plan),
+        "sample_rate": plan.sample_rate,
+        "expected_batch": plan.expected_batch,
+        "steps_planned": plan.steps,
+        "steps_released": done.steps,
+        "mechanism": "gaussian"
+        if plan.correlation is None
+        else f"gaussian {settings.server_noise}",
+        "noise_multiplier": plan.noise_multiplier,
+        "sum_noise_multiplier": plan.sum_noise_multiplier,
+        "correlation": plan.correlation.to_json() if plan.correlation else None,
+        "clipping": _clipping(plan),
+        "contribution": bounded if plan.unit == "patient" else None,
+        "events": [event.to_json() for event in done.events],
+        "ledger": _ledger(done.charge),
+    }
+
+
+def _mechanism(plan: ExecutionPlan) -> str:
+    return "gaussian" if plan.correlation is None else f"gaussian {plan.settings.server_noise}"
+
+
+def _sampling(plan: ExecutionPlan) -> str:
+    if plan.correlation is not None:
+        return "turns"
+    if plan.unit == "silo":
+        return "poisson" if plan.sample_rate < 1 else "full"
+    return plan.settings.sampling
+
+
+def _clipping(plan: ExecutionPlan) -> dict[str, Any]:
+    settings = plan.settings
+    found = {"kind": settings.clipping, "norm": settings.clipping_norm}
+    if settings.clipping == "adaptive":
+        found |= {
+            "target_quantile": settings.target_quantile,
+            "rate": settings.clipping_rate,
+            "count_noise": plan.count_noise,
+        }
+    return found
+
+
+def _ledger(charge: Charge | None) -> dict[str, Any] | None:
+    if charge is None:
+        return None
+    names = ("row", "hash", "before", "alone", "after", "delta", "budget", "earlier_runs")
+    whole = dataclasses.asdict(charge)
+    return {name: whole[name] for name in names} | {"earlier_runs": list(charge.earlier_runs)}
+
+
+def _composition(
+    settings: PrivacyConfig, parties: int, rounds: int | None, *, disjoint: bool
+) -> dict[str, Any]:
+    told = "all noisy sums of the run are composed"
+    if rounds is not None:
+        told += f", over all of its {rounds} rounds"
+    if settings.mode == "local" and parties > 1:
+        told += (
+            "; no unit is in two silos, so the run's epsilon is the largest of its silos'"
+            if disjoint
+            else "; a unit may be in several silos, so the run's epsilon is of all silos together"
+        )
+    return {"rounds": rounds, "disjoint": disjoint, "how": told}
