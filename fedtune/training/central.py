@@ -12,6 +12,7 @@ from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.tasks.evaluation import evaluate
 from fedtune.training import processes
+from fedtune.training.charging import charge_run
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
@@ -62,7 +63,13 @@ def train(
     if shown:
         with without_adapter(prepared.model):
             comparison["base"] = _score(prepared)
-    checkpoints = CheckpointFolder(out / "checkpoints", run_identity(config, prepared.splits.facts))
+    identity = run_identity(config, prepared.splits.facts)
+    checkpoints = CheckpointFolder(out / "checkpoints", identity)
+    if private is not None:
+        # what a stopped run did after its last checkpoint was seen by nobody
+        again = 0 if checkpoints.latest_step else None
+        rows = prepared.splits.train
+        charge_run(config, rows, private, run=identity, purpose="train", again=again)
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]

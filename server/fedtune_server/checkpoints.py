@@ -41,6 +41,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run_hash: str) -> None
         shutil.rmtree(old)
 
 
+def latest_round(folder: Path) -> int:
+    """The last finished round; 0 if there is none."""
+    finished = _finished(folder)
+    return int(finished[-1].name.removeprefix("round-")) if finished else 0
+
+
 def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
     """The last finished round, or None. Raises InputError if it is damaged or another run's."""
     folders = _finished(folder)

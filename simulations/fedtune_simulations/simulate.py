@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedtune_server.checkpoints import latest_round
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
 from flwr.serverapp import Grid
@@ -20,6 +21,7 @@ from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel, build_central
+from fedtune.training.charging import charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import check_private
 from fedtune.training.run_folder import claim_folder
@@ -97,6 +99,7 @@ def simulate(
         if on_round is not None:
             on_round(report)
 
+    _charge(setting, out, resume=resume)
     loggers = open_loggers(config, out)
     try:
         state, reports = engine_of(config)(setting, on_work, coordinate)
@@ -115,6 +118,18 @@ def simulate(
         write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
     sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
     return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes)
+
+
+def _charge(setting: Setting, out: Path, *, resume: bool) -> None:
+    """Charge each silo's private steps of all rounds, before any is taken."""
+    config = setting.config
+    finished = latest_round(out / "checkpoints") == config.federation.rounds
+    for name, private in sorted(setting.private.items()):
+        # an interrupted round may have sent its deltas
+        a_round = private.plan.steps // config.federation.rounds
+        again = (0 if finished else a_round) if resume else None
+        rows = setting.splits.train.select(setting.partition[name])
+        charge_run(config, rows, private, run=config.hash, purpose=f"silo {name}", again=again)
 
 
 def rule_of(config: RunConfig, silos: int, checkpoints: Path) -> Rule:
