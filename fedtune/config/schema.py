@@ -89,6 +89,10 @@ class DataConfig(Section):
     test_files: list[str] = Field(
         default_factory=list, description="Held-out files; if empty, `test_fraction` is split off."
     )
+    validation_files: list[str] = Field(
+        default_factory=list,
+        description="train: files that `training.eval_steps` evaluates on, besides the test set.",
+    )
     hub_id: str | None = Field(None, description="Hub dataset id when `source: hub`.")
     hub_split: str = Field("train", description="Split of the hub dataset.")
     format: Literal["auto", "text", "prompt_completion", "messages", "text_label"] = Field(
@@ -101,6 +105,11 @@ class DataConfig(Section):
     test_fraction: OpenFraction = Field(
         0.1, description="Share of privacy units held out when there are no `test_files`."
     )
+    validation_fraction: OpenFraction | None = Field(
+        None,
+        description="train: share of the privacy units left for training that `training.eval_steps`"
+        " evaluates on instead; null: none, or `validation_files`.",
+    )
     embedded_patients: PositiveInt = Field(
         320, le=100_000, description="Patients to generate when `source: embedded`."
     )
@@ -111,16 +120,26 @@ class DataConfig(Section):
             raise ValueError("`source: files` needs `data.train_files`")
         if self.source == "hub" and not self.hub_id:
             raise ValueError("`source: hub` needs `data.hub_id`")
-        if self.source != "files" and (self.train_files or self.test_files):
+        if self.source != "files" and (
+            self.train_files or self.test_files or self.validation_files
+        ):
             raise ValueError(
-                f"`train_files` and `test_files` need `source: files`, not `source: {self.source}`"
+                "`train_files`, `test_files` and `validation_files` need `source: files`, not "
+                f"`source: {self.source}`"
             )
         if self.source != "hub" and self.hub_id:
             raise ValueError(f"`hub_id` needs `source: hub`, not `source: {self.source}`")
         self.refuse_idle("source", {"hub_split": ("hub",), "embedded_patients": ("embedded",)})
         if self.changed("test_fraction") and self.test_files:
             raise ValueError("`test_fraction` can't be used with `test_files`")
+        if self.validation_fraction and self.validation_files:
+            raise ValueError("`validation_fraction` can't be used with `validation_files`")
         return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether rows are held out for evaluation during training, besides the test set."""
+        return self.validation_fraction is not None or bool(self.validation_files)
 
 
 class TaskConfig(Section):
@@ -232,11 +251,14 @@ class TrainingConfig(Section):
         "auto", description="`auto`: bf16 on a GPU that has it, else fp32."
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for more time.")
-    eval_steps: PositiveInt | None = Field(None, description="Evaluate every n steps (train only).")
+    eval_steps: PositiveInt | None = Field(
+        None,
+        description="Evaluate every n steps (train only), on the rows of "
+        "`data.validation_fraction` or `data.validation_files`; never on the test set.",
+    )
     early_stopping_patience: PositiveInt | None = Field(
         None,
-        description="Stop after n evaluations without a lower loss, and keep the best. They are on "
-        "the held-out test set, whose reported scores then flatter: keep other rows aside.",
+        description="Stop after n evaluations without a lower validation loss; keep the best.",
     )
     save_steps: PositiveInt | None = Field(
         None, description="Checkpoint every n steps (train only); null: every tenth of the run."
@@ -381,6 +403,17 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
         adapter, federation = self.adapter, self.federation
+        if self.training.eval_steps and not self.data.has_validation:
+            raise ValueError(
+                "`training.eval_steps` needs rows to evaluate on that are not the test set: set "
+                "`data.validation_fraction` (0.1, say) or `data.validation_files`"
+            )
+        if self.data.has_validation and not self.training.eval_steps:
+            field = "validation_files" if self.data.validation_files else "validation_fraction"
+            raise ValueError(
+                f"`data.{field}` needs `training.eval_steps`: its rows would be held out for "
+                "nothing"
+            )
         if self.model.load_in_4bit and adapter.method == "full":
             raise ValueError("`model.load_in_4bit` needs an adapter: 4-bit weights can't train")
         if adapter.method == "prefix_tuning" and self.training.gradient_checkpointing:

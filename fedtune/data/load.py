@@ -1,9 +1,10 @@
-"""From a run's settings to its train and test examples."""
+"""From a run's settings to its train, validation and test examples."""
 
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,22 +22,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What may be told of a run's data: counts and fingerprints, no content."""
+    """What may be told of a run's data: counts and fingerprints, no content.
+
+    Without a validation set its count is 0 and its fingerprint empty.
+    """
 
     format: str
     train_examples: int
+    validation_examples: int
     test_examples: int
     bad_rows: int
     train_fingerprint: str
+    validation_fingerprint: str
     test_fingerprint: str
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What is learned from and what it is judged on; no privacy unit is in both."""
+    """What is learned from, chosen by and judged on; no privacy unit is in two of them."""
 
     train: ExampleSet
     test: ExampleSet
+    validation: ExampleSet | None = None
     bad_rows: BadRows = field(default_factory=BadRows)
 
     @property
@@ -45,18 +52,21 @@ class Splits:
         return DataFacts(
             format=self.train.format,
             train_examples=len(self.train),
+            validation_examples=len(self.validation or ()),
             test_examples=len(self.test),
             bad_rows=self.bad_rows.count,
             train_fingerprint=self.train.fingerprint,
+            validation_fingerprint=self.validation.fingerprint if self.validation else "",
             test_fingerprint=self.test.fingerprint,
         )
 
     @property
     def labels(self) -> list[str]:
-        """Sorted labels of both sets; empty if rows have none."""
+        """Sorted labels of all sets; empty if rows have none."""
         if self.train.format != "text_label":
             return []
-        return sorted({*self.train.groups("label")[1], *self.test.groups("label")[1]})
+        sets = (self.train, self.test, *([self.validation] if self.validation else []))
+        return sorted({label for rows in sets for label in rows.groups("label")[1]})
 
 
 def load_splits(config: RunConfig) -> Splits:
@@ -64,27 +74,50 @@ def load_splits(config: RunConfig) -> Splits:
 
     With `data.bad_rows: skip` the rows left out are counted in `bad_rows` and logged.
     """
-    examples, bad = read_examples(config, _sources(config), keep_going=_skips(config))
-    if config.data.test_files:
-        sources = file_sources(config.data.test_files)
-        test, bad_test = read_examples(config, sources, keep_going=_skips(config), is_test=True)
-        _check_apart(config, examples, test)
-        train, bad = examples, bad + bad_test
-    else:
-        train, test = split_by_unit(examples, config.data.test_fraction, config.seed)
+    train, bad = read_examples(config, _sources(config), keep_going=_skips(config))
+    named = {"test": config.data.test_files, "validation": config.data.validation_files}
+    given = {}
+    for part, files in named.items():
+        if files:
+            given[part], more = read_examples(
+                config, file_sources(files), keep_going=_skips(config), held_out=True
+            )
+            bad = bad + more
+    _check_apart(config, {"train": train, **given})
     if bad.count:
         _log.warning("left out %s", bad)
-    splits = Splits(train, test, bad)
+    splits = hold_out(config, train, bad_rows=bad, **given)
     if config.task.head == "sequence_classification":
         _check_labels(config.task.labels or splits.labels)
     return splits
 
 
+def hold_out(
+    config: RunConfig,
+    train: ExampleSet,
+    *,
+    test: ExampleSet | None = None,
+    validation: ExampleSet | None = None,
+    bad_rows: BadRows | None = None,
+) -> Splits:
+    """Cut from `train` what `config` holds out and is not given: first the test set, so that it
+    is the same with or without validation. Raises `InputError`.
+    """
+    data = config.data
+    if test is None:
+        train, test = split_by_unit(train, data.test_fraction, config.seed, "test")
+    if data.validation_fraction is not None:
+        train, validation = split_by_unit(
+            train, data.validation_fraction, config.seed, "validation"
+        )
+    return Splits(train, test, validation, bad_rows or BadRows())
+
+
 def read_examples(
-    config: RunConfig, sources: Sequence[Source], *, keep_going: bool, is_test: bool = False
+    config: RunConfig, sources: Sequence[Source], *, keep_going: bool, held_out: bool = False
 ) -> tuple[ExampleSet, BadRows]:
-    """All rows of `sources` as examples. Test rows need no silo column."""
-    found = [(s, source_layout(config, s, silo_optional=is_test)) for s in sources]
+    """All rows of `sources` as examples. Held-out rows need no silo column."""
+    found = [(s, source_layout(config, s, silo_optional=held_out)) for s in sources]
     formats = {layout.format for _, layout in found}
     if len(formats) > 1:
         raise InputError(
@@ -177,23 +210,27 @@ def _skips(config: RunConfig) -> bool:
     return config.data.bad_rows == "skip"
 
 
-def _check_apart(config: RunConfig, train: ExampleSet, test: ExampleSet) -> None:
-    shared = expand_files(config.data.test_files)
-    both = {p.resolve() for p in shared} & {
-        p.resolve() for p in expand_files(config.data.train_files)
-    }
-    if both:
-        raise InputError("also one of the train files", where=min(both))
-    if train.format != test.format:
-        raise InputError(
-            f"test rows are {test.format}, train rows {train.format}", where="data.test_files"
-        )
-    if not config.data.columns.privacy_unit:
-        return
-    common = set(train.groups("unit_id")[1]) & set(test.groups("unit_id")[1])
-    if common:
-        raise InputError(
-            f"{len(common)} privacy units are in both the train and the test files",
-            where="data.test_files",
-            mend="move each unit's rows to one side, or leave `data.test_files` empty",
-        )
+def _check_apart(config: RunConfig, parts: Mapping[str, ExampleSet]) -> None:
+    """Raise `InputError` if two of the parts that files were named for share a file or a unit."""
+    for (one, rows), (other, more) in itertools.combinations(parts.items(), 2):
+        where = f"data.{other}_files"
+        both = _paths(config, one) & _paths(config, other)
+        if both:
+            raise InputError(f"also one of the {one} files", where=min(both))
+        if rows.format != more.format:
+            raise InputError(
+                f"{other} rows are {more.format}, {one} rows {rows.format}", where=where
+            )
+        if not config.data.columns.privacy_unit:
+            continue
+        common = set(rows.groups("unit_id")[1]) & set(more.groups("unit_id")[1])
+        if common:
+            raise InputError(
+                f"{len(common)} privacy units are in both the {one} and the {other} files",
+                where=where,
+                mend=f"move each unit's rows to one side, or leave `{where}` empty",
+            )
+
+
+def _paths(config: RunConfig, part: str) -> set[Path]:
+    return {path.resolve() for path in expand_files(getattr(config.data, f"{part}_files"))}

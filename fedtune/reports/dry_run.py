@@ -55,6 +55,7 @@ class DryRun:
     run_hash: str
     model: str
     train_examples: int
+    validation_examples: int
     test_examples: int
     bad_rows: int
     longest_tokens: int
@@ -76,6 +77,7 @@ class Outline:
     task: Task
     model: Any
     train: EncodedSet
+    validation: EncodedSet | None
     test: EncodedSet
 
     @property
@@ -106,11 +108,12 @@ def outline(config: RunConfig) -> Outline:
     check_context(base.model, base.tokenizer, config.adapter, config.task.max_length)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
+    validation = encode_examples(task, splits.validation) if splits.validation else None
     with torch.device("meta"):
         model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.head)
     if config.task.packing:
         check_window(model.config, config.task.max_length)
-    return Outline(config, splits, labels, base.tokenizer, task, model, train, test)
+    return Outline(config, splits, labels, base.tokenizer, task, model, train, validation, test)
 
 
 def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
@@ -121,6 +124,7 @@ def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
         run_hash=config.hash,
         model=config.model.path,
         train_examples=len(outline.train),
+        validation_examples=len(outline.validation or ()),
         test_examples=len(outline.test),
         bad_rows=outline.splits.bad_rows.count,
         longest_tokens=max(lengths),

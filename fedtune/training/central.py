@@ -26,8 +26,7 @@ EVALUATION_BATCH = 32
 class CentralResult:
     """What a central run gave. `comparison` maps `base` and `trained` to held-out metrics.
 
-    `loss` is the mean training loss over all steps; `kept_step` the step whose weights were kept;
-    `chosen_on_test` says that early stopping chose it by the test set that `comparison` is on.
+    `loss` is the mean training loss over all steps; `kept_step` the step whose weights were kept.
     """
 
     adapter: Path
@@ -36,7 +35,6 @@ class CentralResult:
     loss: float
     processes: int
     comparison: dict[str, dict[str, float]]
-    chosen_on_test: bool
     data: DataFacts
 
 
@@ -61,7 +59,10 @@ def train(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]
         )
         result = trainer.fit(
-            prepared.model, prepared.train, held_out=prepared.test, checkpoints=checkpoints
+            prepared.model,
+            prepared.train,
+            validation=prepared.validation or (),
+            checkpoints=checkpoints,
         )
     comparison = {"base": base, "trained": _score(prepared)}
     if processes.is_main():
@@ -80,7 +81,6 @@ def train(
         loss=result.loss,
         processes=processes.count(),
         comparison=comparison,
-        chosen_on_test=config.training.early_stopping_patience is not None,
         data=prepared.splits.facts,
     )
 

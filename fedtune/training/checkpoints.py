@@ -26,7 +26,7 @@ _KEPT = 2
 
 @dataclass
 class Progress:
-    """How far a run is. `best` is the state with the lowest held-out loss, when one is asked for.
+    """How far a run is. `best` is the state with the lowest validation loss, when one is asked for.
 
     `evaluations` are the metrics of every evaluation, each with its `step`.
     """
@@ -113,7 +113,12 @@ class CheckpointFolder:
 
 def run_identity(config: RunConfig, data: DataFacts) -> str:
     """SHA-256 of what decides a run's result: its settings and the content of its data."""
-    parts = [config.hash, data.train_fingerprint, data.test_fingerprint]
+    parts = [
+        config.hash,
+        data.train_fingerprint,
+        data.validation_fingerprint,
+        data.test_fingerprint,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

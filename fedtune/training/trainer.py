@@ -57,16 +57,19 @@ class Trainer:
         model: Any,
         train: Sequence[Encoded],
         *,
-        held_out: Sequence[Encoded] = (),
+        validation: Sequence[Encoded] = (),
         proximal_mu: float = 0.0,
         checkpoints: CheckpointFolder | None = None,
     ) -> TrainingResult:
         """Train `model` in place, from the latest checkpoint if there is one.
 
-        `held_out` is what `eval_steps` evaluates on. With `proximal_mu` each step also pulls
+        `validation` is what `eval_steps` evaluates on. With `proximal_mu` each step also pulls
         towards the received weights (FedProx, Li et al. 2020, eq. 2). Raises RunFailedError on a
-        loss that is not finite, InputError on a checkpoint that is not this run's.
+        loss that is not finite, InputError on a checkpoint that is not this run's, ValueError
+        where `eval_steps` has nothing to evaluate on.
         """
+        if self._settings.eval_steps and not len(validation):
+            raise ValueError("`eval_steps` needs validation examples")
         received = read_state(model)
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         optimizer = build_optimizer(self._settings, parameters.values())
@@ -88,8 +91,8 @@ class Trainer:
                 progress.loss_sum += loss
                 seconds = time.monotonic() - began
                 self._tell(StepDone(progress.step, steps, loss, rate, count, seconds))
-                if held_out and _due(self._settings.eval_steps, progress.step, steps):
-                    self._evaluate(model, held_out, progress)
+                if _due(self._settings.eval_steps, progress.step, steps):
+                    self._evaluate(model, validation, progress)
                 stopping = processes.agree(told_to_stop())
                 if checkpoints and (stopping or self._save_due(progress.step, steps)):
                     self._save(checkpoints, model, optimizer, progress)
@@ -139,9 +142,9 @@ class Trainer:
             )
         return float(total), len(chosen)
 
-    def _evaluate(self, model: Any, held_out: Sequence[Encoded], progress: Progress) -> None:
+    def _evaluate(self, model: Any, validation: Sequence[Encoded], progress: Progress) -> None:
         size = self._settings.micro_batch_size or self._settings.batch_size
-        metrics = evaluate(self._task, model, held_out, size) if processes.is_main() else {}
+        metrics = evaluate(self._task, model, validation, size) if processes.is_main() else {}
         metrics = processes.agree(metrics)
         progress.evaluations.append({"step": progress.step, **metrics})
         self._tell(Evaluated(progress.step, metrics))

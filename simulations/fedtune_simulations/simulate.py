@@ -119,7 +119,10 @@ def check_available(config: RunConfig) -> None:
     # a silo's local steps are few; the coordinator evaluates and checkpoints after each round
     for name in ("eval_steps", "early_stopping_patience", "save_steps"):
         if getattr(config.training, name) is not None:
-            raise InputError("is for `train` only", where=f"training.{name}", mend="set it to null")
+            also = ", and `data.validation_...` too" if name != "save_steps" else ""
+            raise InputError(
+                "is for `train` only", where=f"training.{name}", mend=f"set it to null{also}"
+            )
 
 
 def _save(setting: Setting, state: GlobalState, folder: Path) -> None:

@@ -32,6 +32,19 @@ FILES = [
     ("training: {precision: fp16}\n", "training.precision"),
     ("training: {micro_batch_size: 32}\n", "larger than"),
     ("training: {early_stopping_patience: 2}\n", "eval_steps"),
+    ("training: {eval_steps: 2}\n", "`data.validation_fraction` (0.1, say)"),
+    ("data: {validation_fraction: 0.1}\n", "needs `training.eval_steps`"),
+    ("data: {validation_fraction: 0.0}\n", "greater than 0"),
+    ("data: {validation_files: [v.jsonl]}\n", "need `source: files`"),
+    (
+        "data: {source: files, train_files: [a.jsonl], validation_files: [b.jsonl]}\n",
+        "`data.validation_files` needs `training.eval_steps`",
+    ),
+    (
+        "data: {source: files, train_files: [a.jsonl], validation_files: [b.jsonl], "
+        "validation_fraction: 0.1}\n",
+        "can't be used with `validation_files`",
+    ),
     ("training: {momentum: 0.9}\n", "optimizer: sgd"),
     ("adapter: {lora_r: 0}\n", "adapter.lora_r"),
     ("adapter: {lora_dropout: 1.0}\n", "less than 1"),

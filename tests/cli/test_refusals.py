@@ -285,6 +285,31 @@ CASES = [
     ),
     Case("nothing to hold out", ("data.test_fraction", "no test set"), rows=lines(*ROWS[:2])),
     Case(
+        "nothing left to validate on",
+        ("data.validation_fraction", "no validation set"),
+        rows=lines(*ROWS[:3]),
+        settings=("data.validation_fraction=0.5", "training.eval_steps=1"),
+        verbs=("train",),
+    ),
+    Case(
+        "no validation file",
+        ("none.jsonl", "no such file"),
+        settings=("data.validation_files=[{tmp}/none.jsonl]", "training.eval_steps=1"),
+        verbs=("train",),
+    ),
+    Case(
+        "a train file among the validation files",
+        ("train.jsonl", "also one of the train files"),
+        settings=("data.validation_files=[{tmp}/train.jsonl]", "training.eval_steps=1"),
+        verbs=("train",),
+    ),
+    Case(
+        "validation in a federation",
+        ("training.eval_steps", "is for `train` only", "data.validation_..."),
+        settings=("data.validation_fraction=0.5", "training.eval_steps=1"),
+        verbs=("simulate",),
+    ),
+    Case(
         "a privacy unit in two silos",
         ("federation.partition.column", "more than one silo"),
         rows=with_row(2, who="p0"),

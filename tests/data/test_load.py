@@ -36,6 +36,7 @@ def config(*files: Path, task: str = "causal_lm", column: str | None = None, **d
         {
             "data": {"source": "files", "train_files": [str(f) for f in files], **data},
             "task": {"name": task},
+            "training": {"eval_steps": 1} if any("validation" in name for name in data) else {},
             "federation": {"partition": {"column": column}},
         }
     )
@@ -304,6 +305,36 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     overlap = refusal(b, test_files=[str(c)], columns={"privacy_unit": "p"})
     assert "1 privacy units are in both" in overlap
     assert len(load_splits(config(b, test_files=[str(c)])).test) == 2
+
+
+def test_validation_files_are_apart_from_the_others(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "p": i} for i in range(12)]
+    train, test = jsonl(tmp_path / "a.jsonl", rows[:8]), jsonl(tmp_path / "b.jsonl", rows[8:10])
+    validation = jsonl(tmp_path / "c.jsonl", rows[10:])
+    parts = {"test_files": [str(test)], "columns": {"privacy_unit": "p"}}
+    splits = load_splits(config(train, validation_files=[str(validation)], **parts))
+    assert splits.validation is not None
+    sets = [splits.train, splits.validation, splits.test]
+    assert [list(part.rows["text"]) for part in sets] == [
+        [row["text"] for row in some] for some in (rows[:8], rows[10:], rows[8:10])
+    ]
+    assert splits.facts.validation_fingerprint == splits.validation.fingerprint
+    cut = load_splits(config(train, validation_fraction=0.25, **parts))
+    assert (cut.facts.train_examples, cut.facts.validation_examples, len(cut.test)) == (6, 2, 2)
+    for of, part in ((train, "train"), (test, "test")):
+        said = refusal(train, validation_files=[str(of)], **parts)
+        assert f"also one of the {part} files" in said
+        copy = jsonl(tmp_path / "copy.jsonl", of.read_text().splitlines())
+        said = refusal(train, validation_files=[str(copy)], **parts)
+        assert f"in both the {part} and the validation files" in said
+        assert said.startswith("data.validation_files")
+
+
+def test_a_label_that_only_validation_rows_have_is_a_label(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(9)])
+    validation = jsonl(tmp_path / "b.jsonl", [{"text": "t", "label": "c"}])
+    settings = config(train, task="sequence_classification", validation_files=[str(validation)])
+    assert load_splits(settings).labels == ["a", "b", "c"]
 
 
 def test_one_unit_cannot_be_split(tmp_path: Path) -> None:
