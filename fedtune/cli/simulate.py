@@ -54,7 +54,7 @@ def simulate(
         from fedtune.reports.record import record_run
         from fedtune.training.run_lock import alone_in
 
-        with alone_in(out, config, resume=resume):
+        with alone_in(out, config, "simulate", resume=resume):
             result = run(
                 config,
                 out,

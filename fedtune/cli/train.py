@@ -48,7 +48,7 @@ def train(
         from fedtune.training.central import train as run
         from fedtune.training.run_lock import alone_in
 
-        with alone_in(out, config, resume=resume):
+        with alone_in(out, config, "train", resume=resume):
             result = run(config, out, resume=resume, listeners=[shown])
             if processes.is_main():
                 from fedtune.reports.record import record_run

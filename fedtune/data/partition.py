@@ -152,7 +152,9 @@ def load_partition(path: Path, *, examples: ExampleSet | None = None) -> Partiti
         len(every) != len(examples) or saved.get("fingerprint") not in ("", examples.fingerprint)
     ):
         raise InputError(
-            "the partition was made for other data", where=path, mend="delete it and run again"
+            "the partition was made for other data",
+            where=path,
+            mend="put the file back as it was, or set another `output.dir`",
         )
     return dict(sorted(silos.items()))
 

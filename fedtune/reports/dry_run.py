@@ -92,7 +92,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     check_loggers(config)
     found = outline(config)
     check_alone(out)
-    check_folder(out, config, resume=resume)
+    check_folder(out, config, "train", resume=resume)
     if resume:
         check_local_base(out, config)
         identity = run_identity(config, found.splits.facts)

@@ -49,7 +49,7 @@ def train(
     check_loggers(config)
     prepared = prepare(config)
     if processes.is_main():
-        claim_folder(out, config, resume=resume)
+        claim_folder(out, config, "train", resume=resume)
     processes.wait_for_all()
     with without_adapter(prepared.model):
         base = _score(prepared)

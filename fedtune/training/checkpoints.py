@@ -100,7 +100,7 @@ class CheckpointFolder:
             raise InputError(
                 "checkpoint was made with other settings or other data",
                 where=folder,
-                mend="resume with the run's own config.yaml and data, or use another `output.dir`",
+                mend="put the file back as it was, or set another `output.dir`",
             )
         parts = {name: TensorSet.load(folder / f"{name}.safetensors") for name in digests}
         if damaged := [name for name, part in parts.items() if part.digest() != digests[name]]:

@@ -55,9 +55,9 @@ def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
         raise InputError(f"checkpoint is damaged ({error})", where=path) from None
     if owner != run_hash:
         raise InputError(
-            "checkpoint was made with other settings",
+            "checkpoint was made with other settings or other data",
             where=path,
-            mend="resume with the run's own config.yaml, or use another output folder",
+            mend="put the file back as it was, or set another `output.dir`",
         )
     parts = {key: TensorSet.load(path / f"{key}.safetensors") for key in digests}
     for key, part in parts.items():

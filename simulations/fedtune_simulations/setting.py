@@ -19,6 +19,7 @@ from fedtune.models.twin import bare_twin
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec
+from fedtune.training.checkpoints import run_identity
 from fedtune.training.prepare import prepare as prepare_training
 from fedtune.training.trainer import Trainer
 from fedtune_simulations.events import Listener, steps_of
@@ -46,6 +47,11 @@ class Setting:
     splits: Splits
     partition: Partition
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what decides the run's result."""
+        return run_identity(self.config, self.splits.facts)
+
     def model_of(self, silo: str) -> Any:
         """The model that `silo` trains."""
         return self.smaller.get(self.config.federation.silo_ranks.get(silo, 0), self.model)
@@ -67,8 +73,8 @@ class SimulatedSilo:
 
     @property
     def run_hash(self) -> str:
-        """The run it takes part in."""
-        return self.setting.config.hash
+        """The run it takes part in: its settings and its data."""
+        return self.setting.identity
 
     @property
     def spec(self) -> Spec:

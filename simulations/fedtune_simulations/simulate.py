@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedtune_server.checkpoints import load_latest
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
 from flwr.serverapp import Grid
@@ -63,12 +64,14 @@ def simulate(
     initial = read_state(setting.model)
     rule.start(initial)
     nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
-    check_quorum(RunPlan(nodes, config.federation, config.seed, config.hash))
-    claim_folder(out, config, resume=resume)
+    check_quorum(RunPlan(nodes, config.federation, config.seed, setting.identity))
+    claim_folder(out, config, "simulate", resume=resume)
     divided = out / "partition.json"
     if resume and divided.exists():
         check_partition(divided, setting.partition, setting.splits.train)
     else:
+        if resume:
+            load_latest(out / "checkpoints", setting.identity)  # a refusal writes nothing
         save_partition(setting.partition, divided, fingerprint=setting.splits.train.fingerprint)
 
     def coordinate(
@@ -78,7 +81,7 @@ def simulate(
             grid,
             rule,
             initial,
-            RunPlan(nodes, config.federation, config.seed, config.hash, poll_seconds),
+            RunPlan(nodes, config.federation, config.seed, setting.identity, poll_seconds),
             checkpoints=out / "checkpoints",
             resume=resume,
             on_round=told,

@@ -439,6 +439,20 @@ CASES = [
         ("run: the folder is no run's and holds other files (`thesis.tex`)",),
         setup=put("run/thesis.tex", b""),
     ),
+    *(
+        Case(
+            f"what another run left in the folder: {left}",
+            (f"the folder is no run's and holds other files (`{left.partition('/')[0]}`)",),
+            setup=put(f"run/{left}", b"{}"),
+        )
+        for left in (
+            "checkpoints/step-00000001/progress.json",
+            "checkpoints/round-000001/round.json",
+            "adapter/adapter_config.json",
+            "metrics.jsonl",
+            "partition.json",
+        )
+    ),
     Case("nothing to resume", ("run", "no run to resume"), arguments=("--resume",)),
     Case(
         "resumed with other settings",
@@ -584,6 +598,20 @@ def test_a_damaged_checkpoint_is_refused_by_resume_and_its_dry_run(
             err = capsys.readouterr().err
             assert "damaged" in err
             assert str(latest) in err
+            assert contents(work) == before
+
+
+def test_a_run_goes_on_under_the_command_that_began_it(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, other in (BOTH, BOTH[::-1]):
+        arguments = [*sound_run(work, Case("none", ())), f"output.dir={work / verb}"]
+        assert main([verb, *arguments]) == 0
+        before = contents(work)
+        for more in (["--dry-run"], []):
+            capsys.readouterr()
+            assert main([other, *arguments, "--resume", *more]) == 2
+            assert f"the run was started with `fedtune {verb}`" in capsys.readouterr().err
             assert contents(work) == before
 
 
