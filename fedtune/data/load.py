@@ -12,7 +12,14 @@ from pathlib import Path
 from fedtune.config.schema import DataConfig, RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.layouts import Layout, find_layout
-from fedtune.data.readers import RawRow, expand_files, load_hub, read_dataset, read_file
+from fedtune.data.readers import (
+    RawRow,
+    check_kind,
+    expand_files,
+    load_hub,
+    read_dataset,
+    read_file,
+)
 from fedtune.data.split import split_by_unit
 from fedtune.data.store import BadRows, Source, file_digest, peek, store
 from fedtune.errors import InputError
@@ -74,15 +81,15 @@ def load_splits(config: RunConfig) -> Splits:
 
     With `data.bad_rows: skip` the rows left out are counted in `bad_rows` and logged.
     """
-    train, bad = read_examples(config, _sources(config), keep_going=_skips(config))
+    sources = _sources(config)
     named = {"test": config.data.test_files, "validation": config.data.validation_files}
+    held_out = {part: file_sources(files) for part, files in named.items() if files}
+    _check_files_apart({"train": sources, **held_out})
+    train, bad = read_examples(config, sources, keep_going=_skips(config))
     given = {}
-    for part, files in named.items():
-        if files:
-            given[part], more = read_examples(
-                config, file_sources(files), keep_going=_skips(config), held_out=True
-            )
-            bad = bad + more
+    for part, files in held_out.items():
+        given[part], more = read_examples(config, files, keep_going=_skips(config), held_out=True)
+        bad = bad + more
     _check_apart(config, {"train": train, **given})
     if bad.count:
         _log.warning("left out %s", bad)
@@ -145,7 +152,12 @@ def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = Fa
     if not columns:
         first = next(source.read(), None)
         problem = f"no usable row; line {first.line}: {first.problem}" if first else "no rows"
-        raise InputError(problem, where=source.shown)
+        raise InputError(
+            problem,
+            where=source.shown,
+            expected="one JSON object a line (.jsonl), or lines of columns under a header (.csv), "
+            "in UTF-8",
+        )
     silo = config.federation.partition.column
     if config.data.source == "embedded":
         silo = silo or "specialty"
@@ -159,14 +171,23 @@ def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = Fa
 def file_sources(patterns: Sequence[str]) -> list[Source]:
     """A source for each file that `patterns` name, with short names that tell them apart."""
     paths = expand_files(patterns)
+    for path in paths:
+        check_kind(path)  # a folder of other things would be read whole to be known again
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         top = os.path.commonpath([path.absolute().parent for path in paths])
         names = [path.absolute().relative_to(top).as_posix() for path in paths]
-    return [
-        Source(name, str(path), partial(read_file, path), file_digest(path))
-        for name, path in zip(names, paths, strict=True)
-    ]
+    found: dict[str, Source] = {}
+    for name, path in zip(names, paths, strict=True):
+        content = file_digest(path)
+        if content in found:
+            raise InputError(
+                f"has the same content as `{found[content].shown}`, which is named too",
+                where=path,
+                mend="name it once: each row counts once",
+            )
+        found[content] = Source(name, str(path), partial(read_file, path), content)
+    return list(found.values())
 
 
 def _sources(config: RunConfig) -> list[Source]:
@@ -210,27 +231,42 @@ def _skips(config: RunConfig) -> bool:
     return config.data.bad_rows == "skip"
 
 
+def _check_files_apart(parts: Mapping[str, Sequence[Source]]) -> None:
+    """Raise `InputError` if the same content was named for two parts."""
+    for (one, some), (other, more) in itertools.combinations(parts.items(), 2):
+        shown = {source.content: source.shown for source in some}
+        for source in more:
+            if source.content not in shown:
+                continue
+            same = shown[source.content]
+            told = f" (`{same}` has the same content)" if same != source.shown else ""
+            raise InputError(
+                f"also one of the {one} files{told}",
+                where=source.shown,
+                expected=f"{other} rows that are no {one} rows",
+            )
+
+
 def _check_apart(config: RunConfig, parts: Mapping[str, ExampleSet]) -> None:
-    """Raise `InputError` if two of the parts that files were named for share a file or a unit."""
+    """Raise `InputError` if two parts are of two formats, or share a unit or a record."""
+    columns = config.data.columns
+    kinds = {"privacy units": ("unit_id", columns.privacy_unit)}
+    kinds["record ids"] = ("record_id", columns.record_id)
     for (one, rows), (other, more) in itertools.combinations(parts.items(), 2):
         where = f"data.{other}_files"
-        both = _paths(config, one) & _paths(config, other)
-        if both:
-            raise InputError(f"also one of the {one} files", where=min(both))
         if rows.format != more.format:
             raise InputError(
                 f"{other} rows are {more.format}, {one} rows {rows.format}", where=where
             )
-        if not config.data.columns.privacy_unit:
-            continue
-        common = set(rows.groups("unit_id")[1]) & set(more.groups("unit_id")[1])
-        if common:
+        for kind, (column, named) in kinds.items():
+            codes, names = more.groups(column)
+            common = set(rows.groups(column)[1]) & set(names) if named else set()
+            if not common:
+                continue
+            first = next(row for row, code in enumerate(codes) if names[code] in common)
             raise InputError(
-                f"{len(common)} privacy units are in both the {one} and the {other} files",
+                f"{len(common)} {kind} are in both the {one} and the {other} files (the first at "
+                f"{more[first]['where']})",
                 where=where,
-                mend=f"move each unit's rows to one side, or leave `{where}` empty",
+                mend=f"move their rows to one side, or leave `{where}` empty",
             )
-
-
-def _paths(config: RunConfig, part: str) -> set[Path]:
-    return {path.resolve() for path in expand_files(getattr(config.data, f"{part}_files"))}

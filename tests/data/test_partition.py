@@ -116,6 +116,17 @@ def test_three_parts_keep_units_and_silos(
     assert splits.test.fingerprint == plain.test.fingerprint
 
 
+@pytest.mark.parametrize("by", ["column", "iid", "quantity", "dirichlet"])
+def test_large_silos_keep_every_row(by: Any) -> None:
+    units = [row // 3 for row in range(3000)]
+    silos, labels = [f"s{unit % 4}" for unit in units], [unit % 5 for unit in units]
+    settings = {} if by == "column" else {"by": by, "silos": 4}
+    parts = partition(examples(units, silos, labels), PartitionConfig(**settings), 0)
+    assert len(parts) == 4
+    assert max(map(len, parts.values())) > 700
+    assert sorted(row for rows in parts.values() for row in rows) == list(range(3000))
+
+
 def test_by_column_follows_the_column_also_after_select() -> None:
     data = examples([0, 1, 2, 3], silos=["b", "a", "b", "a"])
     assert partition(data, PartitionConfig(), 0) == {"a": [1, 3], "b": [0, 2]}
@@ -158,7 +169,11 @@ def test_a_smaller_alpha_skews_quantity_more() -> None:
     ("data", "config", "why"),
     [
         (examples([0, 1]), PartitionConfig(), "the rows name no silo"),
-        (examples([0, 0], silos=["a", "b"]), PartitionConfig(), "1 privacy units have rows in"),
+        (
+            examples([1, 0, 0], silos=["a", "a", "b"]),
+            PartitionConfig(),
+            r"1 privacy units have rows in more than one silo \(f:1 in `a`, f:2 in `b`\)",
+        ),
         (examples([0, 1]), PartitionConfig(by="iid", silos=3), "3 silos can't be made of 2"),
         (examples([0, 1]), PartitionConfig(by="dirichlet", silos=2), "rows are text"),
         (
