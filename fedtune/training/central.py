@@ -10,9 +10,9 @@ from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter, without_adapter
-from fedtune.tasks.evaluation import evaluate
 from fedtune.training import processes
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
+from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
 from fedtune.training.prepare import Prepared, prepare
@@ -86,10 +86,7 @@ def train(
 
 
 def _score(prepared: Prepared) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    if processes.is_main():
-        metrics = evaluate(prepared.task, prepared.model, prepared.test, EVALUATION_BATCH)
-    return processes.agree(metrics)
+    return evaluate_together(prepared.task, prepared.model, prepared.test, EVALUATION_BATCH)
 
 
 @contextmanager

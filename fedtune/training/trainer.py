@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from fedtune.config.schema import TrainingConfig
 from fedtune.errors import RunFailedError
 from fedtune.models.adapters import read_state, write_state
-from fedtune.tasks.evaluation import evaluate, to_device
+from fedtune.tasks.evaluation import to_device
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import TensorSet
 from fedtune.training import processes
 from fedtune.training.checkpoints import CheckpointFolder, Progress
+from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.interrupts import deferred
 from fedtune.training.optimizers import build_optimizer, clip, rate_factor, set_rate
@@ -144,8 +145,7 @@ class Trainer:
 
     def _evaluate(self, model: Any, validation: Sequence[Encoded], progress: Progress) -> None:
         size = self._settings.micro_batch_size or self._settings.batch_size
-        metrics = evaluate(self._task, model, validation, size) if processes.is_main() else {}
-        metrics = processes.agree(metrics)
+        metrics = evaluate_together(self._task, model, validation, size)
         progress.evaluations.append({"step": progress.step, **metrics})
         self._tell(Evaluated(progress.step, metrics))
         if self._settings.early_stopping_patience is None:
