@@ -35,7 +35,7 @@ def simulate(
     from fedtune.config.load import load_config
 
     config = load_config(path, overrides or [])
-    out = Path(config.output.dir)
+    out = config.output.folder
     if dry_run:
         from fedtune_simulations.dry_run import dry_run as plan
 

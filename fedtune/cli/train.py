@@ -32,7 +32,7 @@ def train(
     from fedtune.config.load import load_config
 
     config = load_config(path, overrides or [])
-    out = Path(config.output.dir)
+    out = config.output.folder
     if dry_run:
         from fedtune.reports.dry_run import dry_run as plan
 

@@ -8,6 +8,7 @@ import csv
 import glob
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        matches = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns
+        there = os.path.exists(path)  # noqa: PTH110 - a name may be too long for pathlib
+        matches = [str(path)] if there else glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns
         if not matches:
             raise InputError(
                 "no such file" if not glob.has_magic(pattern) else "the pattern matches no file",

@@ -20,7 +20,7 @@ from fedtune.tasks.encoding import EncodedSet, encode_examples
 from fedtune.tasks.packing import check_window
 from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
-from fedtune.training.checkpoints import CheckpointFolder, run_identity
+from fedtune.training.central import check_progress
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
 from fedtune.training.run_folder import check_folder, check_local_base
@@ -95,8 +95,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     check_folder(out, config, "train", resume=resume)
     if resume:
         check_local_base(out, config)
-        identity = run_identity(config, found.splits.facts)
-        CheckpointFolder(out / "checkpoints", identity).check()
+        check_progress(out, config, found.splits.facts)
     return facts(found)
 
 

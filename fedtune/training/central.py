@@ -14,7 +14,13 @@ from fedtune.training import processes
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
 from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
-from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
+from fedtune.training.loggers import (
+    JsonlLogger,
+    Logger,
+    check_loggers,
+    metric_lines,
+    open_loggers,
+)
 from fedtune.training.prepare import Prepared, prepare
 from fedtune.training.run_folder import claim_folder
 from fedtune.training.trainer import Trainer
@@ -48,12 +54,15 @@ def train(
     """
     check_loggers(config)
     prepared = prepare(config)
+    facts = prepared.splits.facts
     if processes.is_main():
         claim_folder(out, config, "train", resume=resume)
+        if resume:
+            check_progress(out, config, facts)
     processes.wait_for_all()
     with without_adapter(prepared.model):
         base = _score(prepared)
-    checkpoints = CheckpointFolder(out / "checkpoints", run_identity(config, prepared.splits.facts))
+    checkpoints = CheckpointFolder(out / "checkpoints", run_identity(config, facts))
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]
@@ -81,8 +90,14 @@ def train(
         loss=result.loss,
         processes=processes.count(),
         comparison=comparison,
-        data=prepared.splits.facts,
+        data=facts,
     )
+
+
+def check_progress(out: Path, config: RunConfig, data: DataFacts) -> None:
+    """Raise InputError when a run on `data` can't go on from what is in `out`."""
+    CheckpointFolder(out / "checkpoints", run_identity(config, data)).check()
+    metric_lines(out / "metrics.jsonl")
 
 
 def _score(prepared: Prepared) -> dict[str, float]:

@@ -82,18 +82,19 @@ class CheckpointFolder:
         finished = self._finished()
         if not finished:
             return Progress()
-        facts, parts = self._read(finished[-1])
+        progress, parts = self._read(finished[-1])
         try:
             write_state(model, parts["state"])
             load_optimizer_state(optimizer, parts["optimizer"])
         except (ValueError, KeyError) as error:
             raise InputError(f"not of this model ({error})", where=finished[-1]) from None
-        return Progress(**{**facts, "best": parts.get("best")})
+        return dataclasses.replace(progress, best=parts.get("best"))
 
-    def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, TensorSet]]:
+    def _read(self, folder: Path) -> tuple[Progress, dict[str, TensorSet]]:
         try:
             facts = json.loads((folder / "progress.json").read_text())
             owner, digests = facts.pop("run_hash"), dict(facts.pop("digests"))
+            progress = Progress(**facts)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"checkpoint is damaged ({error})", where=folder) from None
         if owner != self.run_hash:
@@ -105,10 +106,24 @@ class CheckpointFolder:
         parts = {name: TensorSet.load(folder / f"{name}.safetensors") for name in digests}
         if damaged := [name for name, part in parts.items() if part.digest() != digests[name]]:
             raise InputError(f"checkpoint is damaged ({damaged[0]})", where=folder)
-        return facts, parts
+        return progress, parts
 
     def _finished(self) -> list[Path]:
-        return sorted(path for path in self.path.glob("step-*") if not path.suffix)
+        return finished_folders(self.path, "step-")
+
+
+def finished_folders(path: Path, prefix: str) -> list[Path]:
+    """The checkpoints in `path`, the latest last; drafts are left out.
+
+    Raises InputError on one whose name has no number after `prefix`.
+    """
+    found = sorted(folder for folder in path.glob(f"{prefix}*") if not folder.suffix)
+    for folder in found:
+        if not folder.name.removeprefix(prefix).isdecimal():
+            raise InputError(
+                "is no checkpoint", where=folder, mend="move it out of the run's folder"
+            )
+    return found
 
 
 def run_identity(config: RunConfig, data: DataFacts) -> str:

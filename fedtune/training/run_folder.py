@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from fedtune.atomic import write_text
+from fedtune.atomic import writable, write_text
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
@@ -32,14 +32,10 @@ def claim_folder(out: Path, config: RunConfig, command: Command, *, resume: bool
         _check_base(out, config)
         return
     base = {"path": config.model.path, "sha256": base_digest(config.model)}
-    try:
+    with writable(out, "set another `output.dir`"):
         begun = {"command": command, "base_model": base}
         write_text(out / _BEGUN, json.dumps(begun, indent=2) + "\n")
         save_config(config, out / "config.yaml")
-    except OSError as error:
-        raise InputError(
-            f"can't be written ({error.strerror})", where=out, mend="set another `output.dir`"
-        ) from None
 
 
 def check_folder(out: Path, config: RunConfig, command: Command, *, resume: bool) -> None:

@@ -10,6 +10,7 @@ from fedtune.aggregation.rule import GlobalState
 from fedtune.atomic import new_folder
 from fedtune.errors import InputError
 from fedtune.tensors import TensorSet
+from fedtune.training.checkpoints import finished_folders
 
 _KEPT = 2
 
@@ -68,4 +69,4 @@ def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
 
 
 def _finished(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("round-*") if not path.suffix)
+    return finished_folders(folder, "round-")

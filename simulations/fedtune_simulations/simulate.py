@@ -19,6 +19,7 @@ from fedtune.data.load import DataFacts
 from fedtune.data.partition import check_partition, save_partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
+from fedtune.models.read_json import read_json
 from fedtune.models.residual import folded
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.run_folder import claim_folder
@@ -66,12 +67,12 @@ def simulate(
     nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
     check_quorum(RunPlan(nodes, config.federation, config.seed, setting.identity))
     claim_folder(out, config, "simulate", resume=resume)
+    if resume:
+        load_latest(out / "checkpoints", setting.identity)  # a refusal comes before any file
     divided = out / "partition.json"
     if resume and divided.exists():
         check_partition(divided, setting.partition, setting.splits.train)
     else:
-        if resume:
-            load_latest(out / "checkpoints", setting.identity)  # a refusal writes nothing
         save_partition(setting.partition, divided, fingerprint=setting.splits.train.fingerprint)
 
     def coordinate(
@@ -108,7 +109,10 @@ def simulate(
     lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in reports]
     write_text(out / "metrics.jsonl", "".join(lines))
     _save(setting, state, out / "adapter")
-    scores = compare_with(setting, initial, state, on_work) if compare else {}
+    scores: dict[str, dict[str, float]] = {}
+    if compare:
+        scores = _kept_scores(out) if resume else {}
+        scores = scores or compare_with(setting, initial, state, on_work)
     if scores:
         write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
     sizes = {name: len(examples) for name, examples in setting.silos.items()}
@@ -133,6 +137,14 @@ def _save(setting: Setting, state: GlobalState, folder: Path) -> None:
     whole = folded(setting.model, state.residual)
     base = setting.config.model
     save_adapter(whole, setting.tokenizer, folder, base=base.path, revision=base.revision)
+
+
+def _kept_scores(out: Path) -> dict[str, dict[str, float]]:
+    """The comparison of a finished run; empty where there is none to be read."""
+    try:
+        return read_json(out / "comparison.json")
+    except InputError:
+        return {}
 
 
 def _append(out: Path, record: dict[str, object]) -> None:

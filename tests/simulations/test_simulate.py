@@ -251,6 +251,17 @@ def test_resuming_over_other_data_is_refused(tmp_path: Path, capsys: pytest.Capt
         assert (folder / "partition.json").exists()
 
 
+def test_a_finished_run_that_is_resumed_is_not_compared_again(tmp_path: Path):
+    settings = RunConfig.model_validate({**SMALL, "federation": {"rounds": 1}})
+    whole = simulate(settings, tmp_path / "run")
+    heard: list[Working] = []
+    again = simulate(settings, tmp_path / "run", resume=True, on_work=heard.append)
+    assert again.comparison == whole.comparison
+    assert not heard
+    (tmp_path / "run" / "comparison.json").write_text("{")
+    assert simulate(settings, tmp_path / "run", resume=True).comparison == whole.comparison
+
+
 def test_resuming_with_other_silos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     given = ("federation.rounds=1", "--no-compare")
     assert run(tmp_path / "run", *given) == 0
