@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedtune.errors import InputError
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by a file that holds `text`; makes the folder if need be."""
@@ -42,6 +44,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     draft.rename(path)
     flush(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def writable(path: Path, mend: str) -> Iterator[None]:
+    """Inside, a file that can't be written is an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"can't be written ({error.strerror or error})"
+        raise InputError(problem, where=path, mend=mend) from None
 
 
 def flush(path: Path) -> None:

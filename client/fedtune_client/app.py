@@ -87,7 +87,7 @@ def read_instruction(message: Message, expected: Spec, run_hash: str) -> Instruc
         raise ValueError(f"not an instruction ({kinds})")
     number, owner = settings.get("number"), settings.get("run_hash")
     if owner != run_hash:
-        raise ValueError("the instruction is of a run with other settings")
+        raise ValueError("the instruction is of a run with other settings or other data")
     if type(number) is not int or not 1 <= number <= _MAX_ROUND:
         raise ValueError(f"round is {number!r}, want 1 to {_MAX_ROUND}")
     adapter = TensorSet.from_wire(layout, state["tensors"], expected)

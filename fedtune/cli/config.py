@@ -46,6 +46,7 @@ def init(
     """
     import difflib
 
+    from fedtune.atomic import writable
     from fedtune.config.cases import CASES
     from fedtune.config.reference import starter
     from fedtune.errors import InputError
@@ -60,12 +61,10 @@ def init(
     if out is None:
         print(starter(case), end="")
         return
-    if out.exists():
-        raise InputError("already exists", where=out, mend="choose another name")
-    try:
+    with writable(out, "choose another name with `--out`"):
+        if out.exists():
+            raise InputError("already exists", where=out, mend="choose another name")
         out.write_text(starter(case), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"can't be written: {error.strerror}", where=out) from None
 
 
 @app.command()

@@ -103,6 +103,7 @@ def _facts(found: "Inspection") -> list[tuple[str, str]]:
         ("rows", f"{found.rows:,}"),
         ("bad rows", str(found.bad_rows) if found.bad_rows.count else "none"),
         ("privacy units", f"{found.privacy_units:,} ({_column(unit, 'every row is its own')})"),
+        ("split", _split(found.split) or f"none: {found.unsplit}"),
         ("silos", _counts(found.silos) or "none named: `federation.partition.column`"),
     ]
     if found.labels:
@@ -124,6 +125,10 @@ def _lengths(tokens: "TokenLengths", rows: int) -> list[tuple[str, str]]:
 
 def _column(name: str | None, otherwise: str) -> str:
     return f"`{name}`" if name else otherwise
+
+
+def _split(parts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {part}" for part, count in parts.items())
 
 
 def _counts(counts: dict[str, int]) -> str:

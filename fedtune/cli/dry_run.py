@@ -25,9 +25,10 @@ def tell(run: "DryRun", federated: "FederatedDryRun | None" = None, *, as_json: 
         return
     print("dry run: nothing is trained, no weights are loaded, no run folder is written")
     bad = f", {run.bad_rows} bad rows left out" if run.bad_rows else ""
+    validation = f", {run.validation_examples:,} validation" if run.validation_examples else ""
     print(
-        f"data: {run.train_examples:,} training and {run.test_examples:,} test examples, "
-        f"the longest of {run.longest_tokens} tokens{bad}"
+        f"data: {run.train_examples:,} training{validation} and {run.test_examples:,} test "
+        f"examples, the longest of {run.longest_tokens} tokens{bad}"
     )
     share = 100 * run.trainable_parameters / run.parameters
     print(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,8 +53,14 @@ def generate(
     if as_json:
         print(json.dumps([dataclasses.asdict(c) for c in completions], indent=2))
         return
-    for completion in completions:
+    for number, completion in enumerate(completions, 1):
         print(completion.text)
+        if completion.stopped and not completion.text:
+            print(
+                f"prompt {number} of {len(completions)}: the model stopped at once and wrote "
+                "nothing",
+                file=sys.stderr,
+            )
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Entry point of `fedtune`: telemetry off, then the subcommands, then one message on bad input."""
 
-from fedtune import telemetry
+from fedtune import __version__, telemetry
 
 telemetry.switch_off()
 
@@ -11,6 +11,7 @@ import sys  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
 
 import click  # noqa: E402
 import typer  # noqa: E402
@@ -31,12 +32,29 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 app = typer.Typer(
     name="fedtune",
-    help="Fine-tune language models, centrally or in a federation.",
     no_args_is_help=True,
     suggest_commands=False,  # click does
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _fedtune(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which it is."),
+    ] = False,
+) -> None:
+    """Fine-tune language models, centrally or in a federation."""
+
+
 app.add_typer(config.app, name="config")
 app.add_typer(budget.app, name="budget")
 app.add_typer(data.app, name="data")

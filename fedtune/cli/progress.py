@@ -177,7 +177,7 @@ def _step(event: StepDone) -> str:
 
 def _evaluated(event: Evaluated) -> str:
     shown = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
-    return f"step {event.step}, held out: {shown}"
+    return f"step {event.step}, validation: {shown}"
 
 
 def _round(report: "RoundReport") -> str:

@@ -35,7 +35,7 @@ def simulate(
     from fedtune.config.load import load_config
 
     config = load_config(path, overrides or [])
-    out = Path(config.output.dir)
+    out = config.output.folder
     if dry_run:
         from fedtune_simulations.dry_run import dry_run as plan
 
@@ -54,7 +54,7 @@ def simulate(
         from fedtune.reports.record import record_run
         from fedtune.training.run_lock import alone_in
 
-        with alone_in(out, config, resume=resume):
+        with alone_in(out, config, "simulate", resume=resume):
             result = run(
                 config,
                 out,

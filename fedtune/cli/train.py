@@ -32,7 +32,7 @@ def train(
     from fedtune.config.load import load_config
 
     config = load_config(path, overrides or [])
-    out = Path(config.output.dir)
+    out = config.output.folder
     if dry_run:
         from fedtune.reports.dry_run import dry_run as plan
 
@@ -48,7 +48,7 @@ def train(
         from fedtune.training.central import train as run
         from fedtune.training.run_lock import alone_in
 
-        with alone_in(out, config, resume=resume):
+        with alone_in(out, config, "train", resume=resume):
             result = run(config, out, resume=resume, listeners=[shown])
             if processes.is_main():
                 from fedtune.reports.record import record_run
@@ -74,6 +74,4 @@ def _show(result: "CentralResult", out: Path) -> None:
     if result.comparison:
         Console().print(scores)
     print(f"{result.steps} steps, weights of step {result.kept_step}")
-    if result.chosen_on_test:
-        print("the step was chosen on this very test set: its scores flatter")
     print(f"run folder: {out}")

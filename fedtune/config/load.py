@@ -4,6 +4,7 @@ Every problem is found before anything is loaded, and all are told at once.
 """
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,27 +87,57 @@ def _parse(text: str, path: Path | str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = (error.problem or "not YAML").splitlines()[0]
-        raise InputError(problem, where=where, expected="valid YAML, each key once") from None
+        raise InputError(
+            problem, where=where, expected="valid YAML, each key once", mend=_quotes(problem)
+        ) from None
+    except RecursionError:
+        raise InputError("nested too deeply", where=path, expected="sections of settings") from None
     except (YAMLError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise InputError(problem, where=path, expected="valid YAML") from None
+
+
+def _quotes(problem: str) -> str | None:
+    if "alias" not in problem:
+        return None
+    return "put a pattern that begins with `*` in quotes: ['*.jsonl']"
+
+
+def _line(node: Any, key: Any) -> int | None:
+    """Where `key` stands, counted from 0; in the mapping that it was merged from, if it was."""
+    told = getattr(node, "lc", None)
+    if told is not None and key in (told.data or {}):
+        return int(told.data[key][0])
+    merged = (inner for inner in getattr(node, "merge", ()) if key in inner)
+    return next((_line(inner, key) for inner in merged), None)
 
 
 def _plain(node: Any, path: Path, at: tuple[Key, ...], places: Places) -> Any:
     """`node` in Python's own types; `places` learns the line of each key."""
     if isinstance(node, Mapping):
         for key in node:
-            line = node.lc.data.get(key, [None])[0] if hasattr(node, "lc") else None
+            line = _line(node, key)
             places[(*at, str(key))] = f"{path}:{line + 1}" if line is not None else str(path)
         return {str(k): _plain(v, path, (*at, str(k)), places) for k, v in node.items()}
     if isinstance(node, list):
         return [_plain(item, path, (*at, i), places) for i, item in enumerate(node)]
     if isinstance(node, ScalarBoolean):
         return bool(node)
+    if isinstance(node, str):
+        _check_text(node, path, at, places)
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)
     return node
+
+
+def _check_text(text: str, path: Path, at: tuple[Key, ...], places: Places) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        names = tuple(key for key in at if isinstance(key, str))
+        where = f"{places.get(names, path)}: {'.'.join(names)}"
+        raise InputError("half a surrogate pair", where=where, expected="text") from None
 
 
 def _kind(value: object) -> str:
@@ -122,7 +153,14 @@ def _apply(override: str, tree: dict[str, Any], places: Places) -> None:
             where=f"command line: `{override}`",
             expected="section.key=value, such as training.learning_rate=1e-3",
         )
-    value = _plain(_parse(text, f"command line: `{override}`"), Path("command line"), keys, {})
+    where = f"command line: `{override}`"
+    value = _plain(_parse(text, where), Path("command line"), keys, {})
+    if text.count("#") > json.dumps(value, default=str).count("#"):
+        raise InputError(
+            "`#` begins a comment in YAML",
+            where=where,
+            mend=f"put the value in quotes: {name}=\"'...'\"",
+        )
     for depth in range(len(keys)):
         places[keys[: depth + 1]] = "command line"
     inner = tree

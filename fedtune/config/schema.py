@@ -6,10 +6,20 @@ generated from them.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -89,6 +99,10 @@ class DataConfig(Section):
     test_files: list[str] = Field(
         default_factory=list, description="Held-out files; if empty, `test_fraction` is split off."
     )
+    validation_files: list[str] = Field(
+        default_factory=list,
+        description="train: files that `training.eval_steps` evaluates on, besides the test set.",
+    )
     hub_id: str | None = Field(None, description="Hub dataset id when `source: hub`.")
     hub_split: str = Field("train", description="Split of the hub dataset.")
     format: Literal["auto", "text", "prompt_completion", "messages", "text_label"] = Field(
@@ -101,6 +115,11 @@ class DataConfig(Section):
     test_fraction: OpenFraction = Field(
         0.1, description="Share of privacy units held out when there are no `test_files`."
     )
+    validation_fraction: OpenFraction | None = Field(
+        None,
+        description="train: share of the privacy units left for training that `training.eval_steps`"
+        " evaluates on instead; null: none, or `validation_files`.",
+    )
     embedded_patients: PositiveInt = Field(
         320, le=100_000, description="Patients to generate when `source: embedded`."
     )
@@ -111,16 +130,26 @@ class DataConfig(Section):
             raise ValueError("`source: files` needs `data.train_files`")
         if self.source == "hub" and not self.hub_id:
             raise ValueError("`source: hub` needs `data.hub_id`")
-        if self.source != "files" and (self.train_files or self.test_files):
+        if self.source != "files" and (
+            self.train_files or self.test_files or self.validation_files
+        ):
             raise ValueError(
-                f"`train_files` and `test_files` need `source: files`, not `source: {self.source}`"
+                "`train_files`, `test_files` and `validation_files` need `source: files`, not "
+                f"`source: {self.source}`"
             )
         if self.source != "hub" and self.hub_id:
             raise ValueError(f"`hub_id` needs `source: hub`, not `source: {self.source}`")
         self.refuse_idle("source", {"hub_split": ("hub",), "embedded_patients": ("embedded",)})
         if self.changed("test_fraction") and self.test_files:
             raise ValueError("`test_fraction` can't be used with `test_files`")
+        if self.validation_fraction and self.validation_files:
+            raise ValueError("`validation_fraction` can't be used with `validation_files`")
         return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether rows are held out for evaluation during training, besides the test set."""
+        return self.validation_fraction is not None or bool(self.validation_files)
 
 
 class TaskConfig(Section):
@@ -232,11 +261,14 @@ class TrainingConfig(Section):
         "auto", description="`auto`: bf16 on a GPU that has it, else fp32."
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for more time.")
-    eval_steps: PositiveInt | None = Field(None, description="Evaluate every n steps (train only).")
+    eval_steps: PositiveInt | None = Field(
+        None,
+        description="Evaluate every n steps (train only), on the rows of "
+        "`data.validation_fraction` or `data.validation_files`; never on the test set.",
+    )
     early_stopping_patience: PositiveInt | None = Field(
         None,
-        description="Stop after n evaluations without a lower loss, and keep the best. They are on "
-        "the held-out test set, whose reported scores then flatter: keep other rows aside.",
+        description="Stop after n evaluations without a lower validation loss; keep the best.",
     )
     save_steps: PositiveInt | None = Field(
         None, description="Checkpoint every n steps (train only); null: every tenth of the run."
@@ -475,10 +507,40 @@ _CLIPPING_FIELDS = dict.fromkeys(("target_quantile", "clipping_rate", "count_noi
 class OutputConfig(Section):
     """Where results go."""
 
-    dir: str = Field("runs/run", min_length=1, description="The run folder: new, or empty.")
+    dir: str = Field(
+        "runs/run",
+        min_length=1,
+        description="The run folder: new, or empty; `~` is your home folder.",
+    )
     loggers: list[Literal["tensorboard", "mlflow"]] = Field(
         default_factory=list, description="Loggers besides metrics.jsonl."
     )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, `~` resolved."""
+        return Path(self.dir).expanduser()
+
+    @field_validator("dir")
+    @classmethod
+    def _can_be_a_folder(cls, value: str) -> str:
+        try:
+            path = Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"`{value}` begins with the home of a user who is not here") from None
+        names = [os.fsencode(part) for part in path.parts]
+        if b"\0" in os.fsencode(path):
+            raise ValueError("can't be a folder's name: it holds a NUL character")
+        for of, size, most in (
+            ("a name in it", max(map(len, names)), _LONGEST_NAME),
+            ("it", len(os.fsencode(path)), _LONGEST_PATH),
+        ):
+            if size > most:
+                raise ValueError(f"can't be a folder's name: {of} is longer than {most} bytes")
+        return value
+
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000  # what file systems take, with room for the files inside
 
 
 class RunConfig(Section):
@@ -500,6 +562,17 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
         adapter, federation = self.adapter, self.federation
+        if self.training.eval_steps and not self.data.has_validation:
+            raise ValueError(
+                "`training.eval_steps` needs rows to evaluate on that are not the test set: set "
+                "`data.validation_fraction` (0.1, say) or `data.validation_files`"
+            )
+        if self.data.has_validation and not self.training.eval_steps:
+            field = "validation_files" if self.data.validation_files else "validation_fraction"
+            raise ValueError(
+                f"`data.{field}` needs `training.eval_steps`: its rows would be held out for "
+                "nothing"
+            )
         if self.model.load_in_4bit and adapter.method == "full":
             raise ValueError("`model.load_in_4bit` needs an adapter: 4-bit weights can't train")
         if adapter.method == "prefix_tuning" and self.training.gradient_checkpointing:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedtune.data.layouts import Layout
 
+_MOST_CHARACTERS = 1_000_000  # a tokenizer takes some 200 bytes for each
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's words for the two roles
 
@@ -36,6 +37,7 @@ def _conversation(raw: Mapping[str, Any], content: Mapping[str, str]) -> dict[st
     turns = _messages(raw, said)
     if all(turn["role"] != "assistant" for turn in turns):
         raise BadRowError(f"`{said}` has no assistant turn")
+    _check_length(sum(len(turn["content"]) for turn in (*context, *turns)), said)
     return {"messages": [*context, *turns], "context": len(context)}
 
 
@@ -106,7 +108,16 @@ def _optional(raw: Mapping[str, Any], column: str) -> str:
     return _text(raw, column) if not isinstance(value, str) or value.strip() else ""
 
 
+def _check_length(characters: int, name: str) -> None:
+    if characters > _MOST_CHARACTERS:
+        raise BadRowError(
+            f"`{name}` has {characters:,} characters, more than {_MOST_CHARACTERS:,}: split it "
+            "into several rows"
+        )
+
+
 def _checked(value: str, name: str) -> str:
+    _check_length(len(value), name)
     if not value.strip():
         raise BadRowError(f"`{name}` is empty")
     try:

@@ -1,9 +1,10 @@
-"""From a run's settings to its train and test examples."""
+"""From a run's settings to its train, validation and test examples."""
 
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,14 @@ from pathlib import Path
 from fedtune.config.schema import DataConfig, RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.layouts import Layout, find_layout
-from fedtune.data.readers import RawRow, expand_files, load_hub, read_dataset, read_file
+from fedtune.data.readers import (
+    RawRow,
+    check_kind,
+    expand_files,
+    load_hub,
+    read_dataset,
+    read_file,
+)
 from fedtune.data.split import split_by_unit
 from fedtune.data.store import BadRows, Source, file_digest, peek, store
 from fedtune.errors import InputError
@@ -21,22 +29,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What may be told of a run's data: counts and fingerprints, no content."""
+    """What may be told of a run's data: counts and fingerprints, no content.
+
+    Without a validation set its count is 0 and its fingerprint empty.
+    """
 
     format: str
     train_examples: int
+    validation_examples: int
     test_examples: int
     bad_rows: int
     train_fingerprint: str
+    validation_fingerprint: str
     test_fingerprint: str
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What is learned from and what it is judged on; no privacy unit is in both."""
+    """What is learned from, chosen by and judged on; no privacy unit is in two of them."""
 
     train: ExampleSet
     test: ExampleSet
+    validation: ExampleSet | None = None
     bad_rows: BadRows = field(default_factory=BadRows)
 
     @property
@@ -45,18 +59,21 @@ class Splits:
         return DataFacts(
             format=self.train.format,
             train_examples=len(self.train),
+            validation_examples=len(self.validation or ()),
             test_examples=len(self.test),
             bad_rows=self.bad_rows.count,
             train_fingerprint=self.train.fingerprint,
+            validation_fingerprint=self.validation.fingerprint if self.validation else "",
             test_fingerprint=self.test.fingerprint,
         )
 
     @property
     def labels(self) -> list[str]:
-        """Sorted labels of both sets; empty if rows have none."""
+        """Sorted labels of all sets; empty if rows have none."""
         if self.train.format != "text_label":
             return []
-        return sorted({*self.train.groups("label")[1], *self.test.groups("label")[1]})
+        sets = (self.train, self.test, *([self.validation] if self.validation else []))
+        return sorted({label for rows in sets for label in rows.groups("label")[1]})
 
 
 def load_splits(config: RunConfig) -> Splits:
@@ -64,27 +81,50 @@ def load_splits(config: RunConfig) -> Splits:
 
     With `data.bad_rows: skip` the rows left out are counted in `bad_rows` and logged.
     """
-    examples, bad = read_examples(config, _sources(config), keep_going=_skips(config))
-    if config.data.test_files:
-        sources = file_sources(config.data.test_files)
-        test, bad_test = read_examples(config, sources, keep_going=_skips(config), is_test=True)
-        _check_apart(config, examples, test)
-        train, bad = examples, bad + bad_test
-    else:
-        train, test = split_by_unit(examples, config.data.test_fraction, config.seed)
+    sources = _sources(config)
+    named = {"test": config.data.test_files, "validation": config.data.validation_files}
+    held_out = {part: file_sources(files) for part, files in named.items() if files}
+    _check_files_apart({"train": sources, **held_out})
+    train, bad = read_examples(config, sources, keep_going=_skips(config))
+    given = {}
+    for part, files in held_out.items():
+        given[part], more = read_examples(config, files, keep_going=_skips(config), held_out=True)
+        bad = bad + more
+    _check_apart(config, {"train": train, **given})
     if bad.count:
         _log.warning("left out %s", bad)
-    splits = Splits(train, test, bad)
+    splits = hold_out(config, train, bad_rows=bad, **given)
     if config.task.head == "sequence_classification":
         _check_labels(config.task.labels or splits.labels)
     return splits
 
 
+def hold_out(
+    config: RunConfig,
+    train: ExampleSet,
+    *,
+    test: ExampleSet | None = None,
+    validation: ExampleSet | None = None,
+    bad_rows: BadRows | None = None,
+) -> Splits:
+    """Cut from `train` what `config` holds out and is not given: first the test set, so that it
+    is the same with or without validation. Raises `InputError`.
+    """
+    data = config.data
+    if test is None:
+        train, test = split_by_unit(train, data.test_fraction, config.seed, "test")
+    if data.validation_fraction is not None:
+        train, validation = split_by_unit(
+            train, data.validation_fraction, config.seed, "validation"
+        )
+    return Splits(train, test, validation, bad_rows or BadRows())
+
+
 def read_examples(
-    config: RunConfig, sources: Sequence[Source], *, keep_going: bool, is_test: bool = False
+    config: RunConfig, sources: Sequence[Source], *, keep_going: bool, held_out: bool = False
 ) -> tuple[ExampleSet, BadRows]:
-    """All rows of `sources` as examples. Test rows need no silo column."""
-    found = [(s, source_layout(config, s, silo_optional=is_test)) for s in sources]
+    """All rows of `sources` as examples. Held-out rows need no silo column."""
+    found = [(s, source_layout(config, s, silo_optional=held_out)) for s in sources]
     formats = {layout.format for _, layout in found}
     if len(formats) > 1:
         raise InputError(
@@ -112,7 +152,12 @@ def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = Fa
     if not columns:
         first = next(source.read(), None)
         problem = f"no usable row; line {first.line}: {first.problem}" if first else "no rows"
-        raise InputError(problem, where=source.shown)
+        raise InputError(
+            problem,
+            where=source.shown,
+            expected="one JSON object a line (.jsonl), or lines of columns under a header (.csv), "
+            "in UTF-8",
+        )
     silo = config.federation.partition.column
     if config.data.source == "embedded":
         silo = silo or "specialty"
@@ -126,14 +171,23 @@ def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = Fa
 def file_sources(patterns: Sequence[str]) -> list[Source]:
     """A source for each file that `patterns` name, with short names that tell them apart."""
     paths = expand_files(patterns)
+    for path in paths:
+        check_kind(path)  # a folder of other things would be read whole to be known again
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         top = os.path.commonpath([path.absolute().parent for path in paths])
         names = [path.absolute().relative_to(top).as_posix() for path in paths]
-    return [
-        Source(name, str(path), partial(read_file, path), file_digest(path))
-        for name, path in zip(names, paths, strict=True)
-    ]
+    found: dict[str, Source] = {}
+    for name, path in zip(names, paths, strict=True):
+        content = file_digest(path)
+        if content in found:
+            raise InputError(
+                f"has the same content as `{found[content].shown}`, which is named too",
+                where=path,
+                mend="name it once: each row counts once",
+            )
+        found[content] = Source(name, str(path), partial(read_file, path), content)
+    return list(found.values())
 
 
 def _sources(config: RunConfig) -> list[Source]:
@@ -177,23 +231,42 @@ def _skips(config: RunConfig) -> bool:
     return config.data.bad_rows == "skip"
 
 
-def _check_apart(config: RunConfig, train: ExampleSet, test: ExampleSet) -> None:
-    shared = expand_files(config.data.test_files)
-    both = {p.resolve() for p in shared} & {
-        p.resolve() for p in expand_files(config.data.train_files)
-    }
-    if both:
-        raise InputError("also one of the train files", where=min(both))
-    if train.format != test.format:
-        raise InputError(
-            f"test rows are {test.format}, train rows {train.format}", where="data.test_files"
-        )
-    if not config.data.columns.privacy_unit:
-        return
-    common = set(train.groups("unit_id")[1]) & set(test.groups("unit_id")[1])
-    if common:
-        raise InputError(
-            f"{len(common)} privacy units are in both the train and the test files",
-            where="data.test_files",
-            mend="move each unit's rows to one side, or leave `data.test_files` empty",
-        )
+def _check_files_apart(parts: Mapping[str, Sequence[Source]]) -> None:
+    """Raise `InputError` if the same content was named for two parts."""
+    for (one, some), (other, more) in itertools.combinations(parts.items(), 2):
+        shown = {source.content: source.shown for source in some}
+        for source in more:
+            if source.content not in shown:
+                continue
+            same = shown[source.content]
+            told = f" (`{same}` has the same content)" if same != source.shown else ""
+            raise InputError(
+                f"also one of the {one} files{told}",
+                where=source.shown,
+                expected=f"{other} rows that are no {one} rows",
+            )
+
+
+def _check_apart(config: RunConfig, parts: Mapping[str, ExampleSet]) -> None:
+    """Raise `InputError` if two parts are of two formats, or share a unit or a record."""
+    columns = config.data.columns
+    kinds = {"privacy units": ("unit_id", columns.privacy_unit)}
+    kinds["record ids"] = ("record_id", columns.record_id)
+    for (one, rows), (other, more) in itertools.combinations(parts.items(), 2):
+        where = f"data.{other}_files"
+        if rows.format != more.format:
+            raise InputError(
+                f"{other} rows are {more.format}, {one} rows {rows.format}", where=where
+            )
+        for kind, (column, named) in kinds.items():
+            codes, names = more.groups(column)
+            common = set(rows.groups(column)[1]) & set(names) if named else set()
+            if not common:
+                continue
+            first = next(row for row, code in enumerate(codes) if names[code] in common)
+            raise InputError(
+                f"{len(common)} {kind} are in both the {one} and the {other} files (the first at "
+                f"{more[first]['where']})",
+                where=where,
+                mend=f"move their rows to one side, or leave `{where}` empty",
+            )

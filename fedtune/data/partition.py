@@ -56,11 +56,15 @@ def _by_column(examples: ExampleSet) -> Partition:
     np.minimum.at(low, units, silos)
     np.maximum.at(high, units, silos)
     if split := int(np.sum(low != high)):
+        rows = np.flatnonzero(units == np.flatnonzero(low != high)[0])
+        seen = (rows[0], rows[np.flatnonzero(silos[rows] != silos[rows[0]])[0]])
+        told = ", ".join(f"{examples[int(i)]['where']} in `{names[silos[i]]}`" for i in seen)
         raise InputError(
-            f"{split} privacy units have rows in more than one silo",
+            f"{split} privacy units have rows in more than one silo ({told})",
             where=f"{_FIELD}.column",
-            expected="every row of a privacy unit in one silo",
-            mend="name another column here or in `data.columns.privacy_unit`",
+            expected="every row of a privacy unit in one silo, and ids that no two silos share",
+            mend="put the silo's name before each id, or name another column here or in "
+            "`data.columns.privacy_unit`",
         )
     return {name: np.flatnonzero(silos == i).tolist() for i, name in enumerate(names)}
 
@@ -152,7 +156,9 @@ def load_partition(path: Path, *, examples: ExampleSet | None = None) -> Partiti
         len(every) != len(examples) or saved.get("fingerprint") not in ("", examples.fingerprint)
     ):
         raise InputError(
-            "the partition was made for other data", where=path, mend="delete it and run again"
+            "the partition was made for other data",
+            where=path,
+            mend="put the file back as it was, or set another `output.dir`",
         )
     return dict(sorted(silos.items()))
 

@@ -8,6 +8,8 @@ import csv
 import glob
 import gzip
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from fedtune.errors import InputError
 Row = dict[str, Any]
 _BATCH_ROWS = 256
 _KNOWN = "a .jsonl, .csv, .parquet or .arrow file, or a folder written by `Dataset.save_to_disk`"
+_OTHERWISE = "save it as comma-separated .csv, or as .jsonl: one JSON object a line, in UTF-8"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        matches = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns
+        there = os.path.exists(path)  # noqa: PTH110 - a name may be too long for pathlib
+        matches = [str(path)] if there else glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns
         if not matches:
             raise InputError(
                 "no such file" if not glob.has_magic(pattern) else "the pattern matches no file",
@@ -51,6 +55,14 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
             )
         found.update(dict.fromkeys(Path(match) for match in sorted(matches)))
     return list(found)
+
+
+def check_kind(path: Path) -> None:
+    """Raise `InputError` unless `path` is of a kind that `read_file` knows; reads no row."""
+    if path.is_dir():
+        _check_folder(path)
+    else:
+        _reader_of(path)
 
 
 def read_file(path: Path) -> Iterator[RawRow]:
@@ -72,16 +84,27 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
 
 def _json_row(number: int, line: bytes) -> RawRow:
     try:
-        value = json.loads(
-            line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object
-        )
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         return RawRow(number, problem="not UTF-8 text")
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        return RawRow(number, problem=f"not JSON ({error})")
+        return RawRow(number, problem=f"not JSON ({_json_slip(text.strip()) or error})")
     if not isinstance(value, dict):
         return RawRow(number, problem=f"a JSON {type(value).__name__}, not an object")
-    return RawRow(number, value)
+    return RawRow(number, value) if value else RawRow(number, problem="an empty object")
+
+
+def _json_slip(line: str) -> str | None:
+    """The usual ways in which a line isn't JSON, in words."""
+    if line in ("[", "[{"):
+        return "a JSON array, where one JSON object a line is wanted"
+    if line.endswith(("},", "}, ")):
+        return "an object with a comma after it"
+    if re.search(r",\s*[}\]]", line[-200:]):
+        return "a comma before a closing brace"
+    return None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
@@ -99,9 +122,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
     csv.field_size_limit(2**31 - 1)  # a discharge letter is longer than Python's 131,072
     with _open(path) as raw:
         reader = csv.reader(_decoded(raw), strict=True)
-        header = next(reader, None)
-        if not header or len(set(header)) < len(header):
-            raise InputError("the header line is empty or repeats a column", where=f"{path}:1")
+        header = _header(reader, f"{path}:1")
         begin = reader.line_num + 1
         try:
             for cells in reader:
@@ -110,6 +131,43 @@ def read_csv(path: Path) -> Iterator[RawRow]:
                 begin = reader.line_num + 1
         except csv.Error as error:
             yield RawRow(begin, problem=f"not CSV ({error}); the rest of the file is unread")
+
+
+def _header(reader: Iterator[list[str]], where: str) -> list[str]:
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise InputError(
+            f"the header line can't be read ({error})",
+            where=where,
+            expected="commas between columns, LF or CRLF at the end of a line",
+        ) from None
+    if not header or len(set(header)) < len(header):
+        raise InputError("the header line is empty or repeats a column", where=where)
+    if not _is_text("".join(header)):
+        raise InputError("not UTF-8 text", where=where, mend="save the file as UTF-8")
+    if spaced := [name for name in header if name != name.strip()]:
+        raise InputError(
+            f"the column `{spaced[0]}` begins or ends with a space",
+            where=where,
+            mend="take the spaces out of the header line",
+        )
+    if len(header) == 1 and re.search(r"[;\t|]", header[0]):
+        raise InputError(
+            f"one column, `{header[0]}`",
+            where=where,
+            expected="commas between columns, not semicolons, tabs or bars",
+            mend="save the file with commas, or as .jsonl",
+        )
+    return header
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
@@ -121,9 +179,7 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 def _csv_row(line: int, header: list[str], cells: list[str]) -> RawRow:
     if len(cells) != len(header):
         return RawRow(line, problem=f"{len(cells)} fields where the header has {len(header)}")
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
+    if not _is_text("".join(cells)):
         return RawRow(line, problem="not UTF-8 text")
     return RawRow(line, dict(zip(header, cells, strict=True)))
 
@@ -151,16 +207,34 @@ def read_arrow(path: Path) -> Iterator[RawRow]:
 
 def read_dataset_folder(path: Path) -> Iterator[RawRow]:
     """Rows of a folder that `Dataset.save_to_disk` wrote."""
-    if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+    _check_folder(path)
+    try:
+        rows = datasets.load_from_disk(str(path))
+    except Exception as error:  # `datasets` has no common error class
         raise InputError(
-            f"the folder holds several splits: {', '.join(splits)}",
+            f"the `datasets` folder is damaged ({error!r})", where=path, expected=_KNOWN
+        ) from error
+    yield from read_dataset(rows)
+
+
+def _check_folder(path: Path) -> None:
+    """Raise `InputError` unless `path` is the folder of one dataset."""
+    several = path / "dataset_dict.json"
+    if several.exists():
+        try:
+            splits = [path / name for name in json.loads(several.read_text())["splits"]]
+            first = splits[0]
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise InputError(
+                f"is damaged ({error!r})", where=several, expected='{"splits": [...]}'
+            ) from None
+        raise InputError(
+            f"the folder holds several splits: {', '.join(split.name for split in splits)}",
             where=path,
-            mend=f"name one of them: {path / splits[0]}",
+            mend=f"name one of them: {first}",
         )
     if not (path / "state.json").exists():
         raise InputError("not a `datasets` folder", where=path, expected=_KNOWN)
-    yield from read_dataset(datasets.load_from_disk(str(path)))
 
 
 def read_dataset(rows: datasets.Dataset) -> Iterator[RawRow]:
@@ -191,7 +265,9 @@ def _open(path: Path) -> IO[bytes]:
 def _reader_of(path: Path) -> Callable[[Path], Iterator[RawRow]]:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix.lower() not in _READERS:
-        raise InputError(f"unknown kind of file `{suffix}`", where=path, expected=_KNOWN)
+        raise InputError(
+            f"unknown kind of file `{suffix}`", where=path, expected=_KNOWN, mend=_OTHERWISE
+        )
     return _READERS[suffix.lower()]
 
 

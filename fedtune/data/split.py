@@ -1,4 +1,6 @@
-"""Holding out a test set by privacy unit."""
+"""Holding out a test or a validation set by privacy unit."""
+
+from typing import Literal
 
 import numpy as np
 
@@ -7,9 +9,9 @@ from fedtune.errors import InputError
 
 
 def split_by_unit(
-    examples: ExampleSet, fraction: float, seed: int
+    examples: ExampleSet, fraction: float, seed: int, part: Literal["test", "validation"] = "test"
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Train and test rows in file order; no privacy unit is in both.
+    """The rows that stay and those of `part`, in file order; no privacy unit is in both.
 
     About `fraction` of each silo's units are held out, and every silo keeps at least one.
     Raises `InputError` when no unit can be held out.
@@ -25,12 +27,11 @@ def split_by_unit(
         sizes[largest] = min(1, len(members[largest]) - 1)
     if not any(sizes):
         raise InputError(
-            f"no test set can be split off: there are {count} privacy units, one a silo",
-            where="data.test_fraction",
+            f"no {part} set can be split off: there are {count} privacy units, one a silo",
+            where=f"data.{part}_fraction",
             expected="a silo with two privacy units or more",
-            mend="name held-out files in `data.test_files`",
+            mend=f"name held-out files in `data.{part}_files`",
         )
     held_out = np.concatenate([m[:size] for m, size in zip(members, sizes, strict=True)])
-    in_test = np.isin(units, held_out)
-    train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
-    return examples.select(train), examples.select(test)
+    apart = np.isin(units, held_out)
+    return examples.select(np.flatnonzero(~apart)), examples.select(np.flatnonzero(apart))

@@ -18,7 +18,7 @@ from fedtune.data.layouts import Layout
 from fedtune.data.readers import RawRow
 from fedtune.errors import InputError
 
-_VERSION = 3  # raise it when canonical rows change, so that older stores aren't read
+_VERSION = 4  # raise it when canonical rows change, so that older stores aren't read
 _SHOWN = 10
 _WRITER_ROWS = 1024
 
@@ -84,7 +84,7 @@ def store(
         )
     rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
     if not len(rows):
-        raise InputError("no usable row", where=", ".join(s.shown for s, _ in sources))
+        raise InputError(f"no usable row: {bad}", where=", ".join(s.shown for s, _ in sources))
     return ExampleSet(rows, format, key), bad
 
 

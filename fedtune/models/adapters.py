@@ -14,6 +14,7 @@ from fedtune.atomic import new_folder
 from fedtune.config.schema import AdapterConfig
 from fedtune.errors import InputError
 from fedtune.models.adapter_settings import PEFT_TASKS, check_fits, peft_settings
+from fedtune.models.base_files import published_name
 from fedtune.models.labels import save_labels
 from fedtune.models.warm_start import start_from
 from fedtune.tensors import Spec, TensorSet, spec_difference
@@ -104,9 +105,10 @@ def save_adapter(
 ) -> None:
     """Write the adapter (or the full model), tokenizer and chat template; replaces `folder`.
 
-    `base`, and its hub `revision`, are what the files call the base model: where it lies on this
-    machine is nobody's concern.
+    `base`, and its hub `revision`, are what the files call the base model: where the embedded one
+    lies on this machine is nobody's concern.
     """
+    base = published_name(base)
     with new_folder(folder) as draft:
         if hasattr(model, "peft_config"):
             model.peft_config["default"].base_model_name_or_path = base

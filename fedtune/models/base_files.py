@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -19,6 +20,7 @@ from fedtune.data.store import file_digest
 from fedtune.errors import InputError
 
 _EMBEDDED = Path(__file__).parent / "embedded"
+_EMBEDDED_NAME = "fedtune:embedded"
 _READ = {".bin", ".jinja", ".json", ".model", ".pt", ".py", ".safetensors", ".txt"}
 _KINDS = "`embedded`, a folder with config.json, weights and tokenizer, or a hub id"
 
@@ -28,6 +30,20 @@ def embedded_folder() -> Path:
     return _EMBEDDED
 
 
+def published_name(path: str) -> str:
+    """What files that leave this machine call the base model `path`.
+
+    The embedded model's name has a colon: no repository of the hub can have it, so that nothing
+    that is found there is ever taken for it.
+    """
+    return _EMBEDDED_NAME if path == "embedded" else path
+
+
+def path_of(published: str) -> str:
+    """Undo `published_name`."""
+    return "embedded" if published == _EMBEDDED_NAME else published
+
+
 def local_folder(model: ModelConfig) -> Path | None:
     """The folder that `model.path` names; None when it is a hub id.
 
@@ -35,7 +51,7 @@ def local_folder(model: ModelConfig) -> Path | None:
     """
     if model.path == "embedded":
         return _EMBEDDED
-    if Path(model.path).is_dir():
+    if os.path.isdir(model.path):  # noqa: PTH112 - a name may be too long for pathlib
         if model.revision is not None:
             raise InputError(
                 f"`{model.path}` is a folder, which has no revisions",

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from fedtune.atomic import new_folder
+from fedtune.atomic import new_folder, writable
 from fedtune.errors import InputError, RunFailedError
 from fedtune.models.base import load_base
+from fedtune.models.base_files import published_name
 from fedtune.models.four_bit import dequantized, is_four_bit
 from fedtune.models.saved import Loaded, adapter_folder, load_saved, put_adapter
 
@@ -19,6 +20,7 @@ _PROBE = (
     "The patient is a 54-year-old woman who was seen for chest pain and shortness of breath. She "
     "takes 5 mg of ramipril daily; her blood pressure is 131/84. What should be done next? "
 )
+_ELSEWHERE = "choose another folder with `--out`"
 _LENGTHS = (1, 7, 40, 160)
 _NOISE, _TOLERANCE, _SHARE = 3e-5, 1e-3, 0.02
 
@@ -46,8 +48,13 @@ def merge(folder: Path, out: Path) -> Merged:
     made of. Raises InputError if there is nothing to merge or `out` exists, RunFailedError if the
     merged model's logits are not the adapter's; then nothing is left.
     """
+    with writable(out, _ELSEWHERE):
+        return _merge(folder, out)
+
+
+def _merge(folder: Path, out: Path) -> Merged:
     if out.exists():
-        raise InputError("already exists", where=out, mend="choose another folder with `--out`")
+        raise InputError("already exists", where=out, mend=_ELSEWHERE)
     saved = load_saved(folder)
     _check_mergeable(saved, folder)
     probes = _probes(saved)
@@ -59,7 +66,7 @@ def merge(folder: Path, out: Path) -> Merged:
         saved = replace(saved, model=_on_dequantized(saved, adapter_folder(folder)))
     merged = saved.model.merge_and_unload()
     with new_folder(out) as draft:
-        merged.config.name_or_path = merged.name_or_path = saved.base.path
+        merged.config.name_or_path = merged.name_or_path = published_name(saved.base.path)
         merged.save_pretrained(draft)
         saved.tokenizer.save_pretrained(draft)
         del merged

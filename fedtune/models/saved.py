@@ -12,6 +12,7 @@ from fedtune.config.schema import ModelConfig, RunConfig
 from fedtune.errors import InputError
 from fedtune.models.adapter_files import ADAPTER_CONFIG, adapter_spec
 from fedtune.models.base import load_base, load_tokenizer
+from fedtune.models.base_files import path_of, published_name
 from fedtune.models.labels import labels_of_adapter, labels_of_model
 from fedtune.models.read_json import read_json
 from fedtune.tensors import spec_difference
@@ -72,11 +73,12 @@ def _run(folder: Path, with_adapter: bool) -> Loaded:
         )
     if config.adapter.method != "full":
         named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
-        if named != config.model.path:
+        wanted = published_name(config.model.path)
+        if named != wanted:
             raise InputError(
                 f"the adapter is of another base, `{named}`",
                 where=adapter / ADAPTER_CONFIG,
-                expected=f"`{config.model.path}`, the base in {folder / 'config.yaml'}",
+                expected=f"`{wanted}`, the base in {folder / 'config.yaml'}",
             )
         loaded = _adapter(adapter, config.model, with_adapter)
     elif with_adapter:
@@ -164,9 +166,9 @@ def _base_of(folder: Path) -> ModelConfig:
         raise InputError(
             "names no base model",
             where=folder / ADAPTER_CONFIG,
-            expected="`base_model_name_or_path`: `embedded`, a folder or a hub id",
+            expected="`base_model_name_or_path`: `fedtune:embedded`, a folder or a hub id",
         )
-    return ModelConfig(path=path, revision=revision if isinstance(revision, str) else None)
+    return ModelConfig(path=path_of(path), revision=revision if isinstance(revision, str) else None)
 
 
 def _classifies(folder: Path) -> bool:

@@ -197,7 +197,8 @@ def _data(config: RunConfig) -> str:
 
     splits = load_splits(config)
     bad = f", {splits.bad_rows.count} bad rows left out" if splits.bad_rows.count else ""
-    return f"{len(splits.train)} training and {len(splits.test)} test rows{bad}"
+    validation = f", {len(splits.validation)} validation" if splits.validation else ""
+    return f"{len(splits.train)} training{validation} and {len(splits.test)} test rows{bad}"
 
 
 def _tried(name: str, check: Callable[[], str]) -> Check:

@@ -22,7 +22,7 @@ from fedtune.tasks.encoding import EncodedSet, encode_examples
 from fedtune.tasks.packing import check_window
 from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
-from fedtune.training.checkpoints import CheckpointFolder, run_identity
+from fedtune.training.central import check_progress
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
 from fedtune.training.private import check_one_place, check_private, private_steps
@@ -73,6 +73,7 @@ class DryRun:
     run_hash: str
     model: str
     train_examples: int
+    validation_examples: int
     test_examples: int
     bad_rows: int
     longest_tokens: int
@@ -95,6 +96,7 @@ class Outline:
     task: Task
     model: Any
     train: EncodedSet
+    validation: EncodedSet | None
     test: EncodedSet
 
     @property
@@ -111,11 +113,10 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     check_private(config)
     found = outline(config)
     check_alone(out)
-    check_folder(out, config, resume=resume)
+    check_folder(out, config, "train", resume=resume)
     if resume:
         check_local_base(out, config)
-        identity = run_identity(config, found.splits.facts)
-        CheckpointFolder(out / "checkpoints", identity).check()
+        check_progress(out, config, found.splits.facts)
     private = private_steps(config, found.splits.train)
     return replace(facts(found), privacy=plan_facts(private.plan) if private else None)
 
@@ -153,11 +154,12 @@ def outline(config: RunConfig) -> Outline:
     check_context(base.model, base.tokenizer, config.adapter, config.task.max_length)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)
+    validation = encode_examples(task, splits.validation) if splits.validation else None
     with torch.device("meta"):
         model = attach_adapter(base.model, config.adapter, seed=config.seed, task=config.task.head)
     if config.task.packing:
         check_window(model.config, config.task.max_length)
-    return Outline(config, splits, labels, base.tokenizer, task, model, train, test)
+    return Outline(config, splits, labels, base.tokenizer, task, model, train, validation, test)
 
 
 def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
@@ -168,6 +170,7 @@ def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
         run_hash=config.hash,
         model=config.model.path,
         train_examples=len(outline.train),
+        validation_examples=len(outline.validation or ()),
         test_examples=len(outline.test),
         bad_rows=outline.splits.bad_rows.count,
         longest_tokens=max(lengths),

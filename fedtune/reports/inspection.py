@@ -8,7 +8,7 @@ import numpy as np
 
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
-from fedtune.data.load import file_sources, read_examples, source_layout
+from fedtune.data.load import file_sources, hold_out, read_examples, source_layout
 from fedtune.data.partition import partition
 from fedtune.data.store import BadRows, peek
 from fedtune.errors import InputError
@@ -41,7 +41,8 @@ class TokenLengths:
 class Inspection:
     """Facts on some files. `content` and `identity` map a part of a row to its column.
 
-    `problem` says why there are no `tokens` and no `example`.
+    `split` is how many rows each part of a run that trains on these files would get of them;
+    `unsplit` says why there is none, `problem` says why there are no `tokens` and no `example`.
     """
 
     files: tuple[str, ...]
@@ -52,6 +53,8 @@ class Inspection:
     rows: int
     bad_rows: BadRows
     privacy_units: int
+    split: dict[str, int]
+    unsplit: str | None
     silos: dict[str, int]
     labels: dict[str, int]
     tokens: TokenLengths | None
@@ -75,6 +78,10 @@ def inspect_files(patterns: Sequence[str], config: RunConfig) -> Inspection:
         problem = None
     except InputError as error:
         tokens, example, problem = None, None, str(error)
+    try:
+        split, unsplit = _split(examples, config), None
+    except InputError as error:
+        split, unsplit = {}, str(error)
     return Inspection(
         files=tuple(source.shown for source in sources),
         columns=tuple(peek(sources[0].read())[1]),
@@ -88,12 +95,26 @@ def inspect_files(patterns: Sequence[str], config: RunConfig) -> Inspection:
         rows=len(examples),
         bad_rows=bad,
         privacy_units=examples.codes("unit_id")[1],
+        split=split,
+        unsplit=unsplit,
         silos=_silos(examples, config),
         labels=labels,
         tokens=tokens,
         example=example,
         problem=problem,
     )
+
+
+def _split(examples: ExampleSet, config: RunConfig) -> dict[str, int]:
+    """Rows of each part that is cut from these; one with files of its own is not told."""
+    given = examples.select([]) if config.data.test_files else None
+    found = hold_out(config, examples, test=given)
+    counts = {"training": len(found.train)}
+    if found.validation:
+        counts["validation"] = len(found.validation)
+    if given is None:
+        counts["test"] = len(found.test)
+    return counts
 
 
 def _silos(examples: ExampleSet, config: RunConfig) -> dict[str, int]:

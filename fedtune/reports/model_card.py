@@ -23,7 +23,7 @@ def write_model_card(
 ) -> None:
     """Write the card of the adapter (or full model) in `adapter`.
 
-    `scores` are metrics on the held-out set, by what was scored; `silos` the examples of each silo
+    `scores` are metrics on the test set, by what was scored; `silos` the examples of each silo
     of a federation, whose names stay out of the card (None: their number is not told).
     """
     write_text(adapter / "README.md", model_card(config, data, scores, silos=silos))
@@ -58,7 +58,7 @@ def model_card(
         ),
         "## Data",
         _data(data, silos),
-        "## Held-out metrics",
+        "## Held-out test metrics",
         _table(scores),
         "## Settings",
         _settings(config, federated=bool(silos)),
@@ -67,11 +67,15 @@ def model_card(
 
 
 def _data(data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
+    counts = f"{data.train_examples:,} training"
+    prints = f"training `{data.train_fingerprint[:16]}`"
+    if data.validation_examples:
+        counts += f", {data.validation_examples:,} validation"
+        prints += f", validation `{data.validation_fingerprint[:16]}`"
     lines = [
-        f"- {data.train_examples:,} training and {data.test_examples:,} held-out examples of "
-        f"format `{data.format}`; {data.bad_rows:,} bad rows left out",
-        f"- fingerprints: training `{data.train_fingerprint[:16]}`, "
-        f"held out `{data.test_fingerprint[:16]}`",
+        f"- {counts} and {data.test_examples:,} held-out test examples of format "
+        f"`{data.format}`; {data.bad_rows:,} bad rows left out",
+        f"- fingerprints: {prints}, test `{data.test_fingerprint[:16]}`",
     ]
     if silos:
         sizes = sorted(size for size in silos.values() if size is not None)

@@ -23,6 +23,7 @@ from fedtune.tasks.task import Encoded, Task
 
 _VERSION = 1  # raise it when an encoding changes, so that older files aren't read
 _BATCH_ROWS = 512
+_BATCH_CHARACTERS = 1_000_000
 _MAPPED_ROWS = 40 * _BATCH_ROWS
 _TOKENS = pa.list_(pa.int32())
 _SCHEMA = pa.schema({"input_ids": _TOKENS, "labels": _TOKENS, "cut": pa.int32()})
@@ -112,13 +113,29 @@ def _write(task: Task, examples: ExampleSet, path: Path) -> None:
 
 
 def batches(examples: ExampleSet) -> Iterator[list[dict[str, Any]]]:
-    """Canonical rows in order, some hundreds at a time."""
+    """Canonical rows in order, some hundreds at a time, or fewer where they are very long."""
     for start in range(0, len(examples), _MAPPED_ROWS):
         part = examples.rows.select(range(start, min(start + _MAPPED_ROWS, len(examples))))
         # a copy maps the file anew, so that the pages of rows that are done with are given back
         part = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own bytes
         for batch in part.iter(_BATCH_ROWS):
-            yield [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+            rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+            yield from _cut_by_text(rows)
+
+
+def _cut_by_text(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """`rows` in order, as lists of at most `_BATCH_CHARACTERS`, or of one row."""
+    part: list[dict[str, Any]] = []
+    held = 0
+    for row in rows:
+        size = sum(len(value) for value in row.values() if isinstance(value, str))
+        size += sum(len(turn["content"]) for turn in row.get("messages", ()))
+        if part and held + size > _BATCH_CHARACTERS:
+            yield part
+            part, held = [], 0
+        part.append(row)
+        held += size
+    yield part
 
 
 def _list_at(column: pa.ListArray, place: int) -> list[int]:

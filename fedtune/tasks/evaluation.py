@@ -18,16 +18,29 @@ def evaluate(task: Task, model: Any, data: Sequence[Encoded], batch_size: int) -
     Runs on the model's device, holds one batch of logits at a time, and leaves every module in the
     mode it was in. Raises ValueError when there are no examples.
     """
-    if not len(data):
-        raise ValueError("no examples to evaluate on")
+    starts = range(0, len(data), batch_size)
+    return score(task, predict(task, model, data, starts, batch_size))
+
+
+def predict(
+    task: Task, model: Any, data: Sequence[Encoded], starts: Sequence[int], batch_size: int
+) -> list[Predictions]:
+    """What `model` says, on the CPU, of each batch of `data` that begins at one of `starts`."""
     parts = []
     with torch.no_grad(), evaluating(model):
-        for start in range(0, len(data), batch_size):
+        for start in starts:
             examples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
             parts.append(_on_cpu(task.predict(model, to_device(task.collate(examples), model))))
+    return parts
+
+
+def score(task: Task, parts: Sequence[Predictions]) -> dict[str, float]:
+    """The metrics of all batches together. Raises ValueError when there are none."""
+    if not parts:
+        raise ValueError("no examples to evaluate on")
     every = Predictions(*(torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS))
     return {
-        "loss": math.fsum(every.losses.tolist()) / len(data),
+        "loss": math.fsum(every.losses.tolist()) / len(every.losses),
         "accuracy": float(accuracy_score(every.truth, every.guesses)),
         **task.metrics(every),
     }

@@ -10,12 +10,18 @@ from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter, without_adapter
-from fedtune.tasks.evaluation import evaluate
 from fedtune.training import processes
 from fedtune.training.charging import charge_run
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
+from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
-from fedtune.training.loggers import JsonlLogger, Logger, check_loggers, open_loggers
+from fedtune.training.loggers import (
+    JsonlLogger,
+    Logger,
+    check_loggers,
+    metric_lines,
+    open_loggers,
+)
 from fedtune.training.prepare import Prepared, prepare
 from fedtune.training.private import check_one_place, check_private, private_steps, scores_shown
 from fedtune.training.run_folder import claim_folder
@@ -28,8 +34,7 @@ EVALUATION_BATCH = 32
 class CentralResult:
     """What a central run gave. `comparison` maps `base` and `trained` to held-out metrics.
 
-    `loss` is the mean training loss over all steps; `kept_step` the step whose weights were kept;
-    `chosen_on_test` says that early stopping chose it by the test set that `comparison` is on.
+    `loss` is the mean training loss over all steps; `kept_step` the step whose weights were kept.
     """
 
     adapter: Path
@@ -38,7 +43,6 @@ class CentralResult:
     loss: float | None
     processes: int
     comparison: dict[str, dict[str, float]]
-    chosen_on_test: bool
     data: DataFacts
 
 
@@ -55,15 +59,17 @@ def train(
     check_private(config, resume=resume)
     prepared = prepare(config)
     private = private_steps(config, prepared.splits.train)
-    shown = scores_shown(config)
+    shown, facts = scores_shown(config), prepared.splits.facts
     if processes.is_main():
-        claim_folder(out, config, resume=resume)
+        claim_folder(out, config, "train", resume=resume)
+        if resume:
+            check_progress(out, config, facts)
     processes.wait_for_all()
     comparison = {}
     if shown:
         with without_adapter(prepared.model):
             comparison["base"] = _score(prepared)
-    identity = run_identity(config, prepared.splits.facts)
+    identity = run_identity(config, facts)
     checkpoints = CheckpointFolder(out / "checkpoints", identity)
     if private is not None:
         # what a stopped run did after its last checkpoint was seen by nobody
@@ -77,7 +83,7 @@ def train(
         result = trainer.fit(
             prepared.model,
             prepared.train,
-            held_out=prepared.test if shown else (),
+            validation=prepared.validation or (),
             checkpoints=checkpoints,
             private=private,
         )
@@ -99,16 +105,18 @@ def train(
         loss=result.loss,
         processes=processes.count(),
         comparison=comparison,
-        chosen_on_test=config.training.early_stopping_patience is not None,
-        data=prepared.splits.facts,
+        data=facts,
     )
 
 
+def check_progress(out: Path, config: RunConfig, data: DataFacts) -> None:
+    """Raise InputError when a run on `data` can't go on from what is in `out`."""
+    CheckpointFolder(out / "checkpoints", run_identity(config, data)).check()
+    metric_lines(out / "metrics.jsonl")
+
+
 def _score(prepared: Prepared) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    if processes.is_main():
-        metrics = evaluate(prepared.task, prepared.model, prepared.test, EVALUATION_BATCH)
-    return processes.agree(metrics)
+    return evaluate_together(prepared.task, prepared.model, prepared.test, EVALUATION_BATCH)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ _KEPT = 2
 
 @dataclass
 class Progress:
-    """How far a run is. `best` is the state with the lowest held-out loss, when one is asked for.
+    """How far a run is. `best` is the state with the lowest validation loss, when one is asked for.
 
     `clipping_norm` is the next private step's, which adaptive clipping moves.
 
@@ -85,38 +85,58 @@ class CheckpointFolder:
         finished = self._finished()
         if not finished:
             return Progress()
-        facts, parts = self._read(finished[-1])
+        progress, parts = self._read(finished[-1])
         try:
             write_state(model, parts["state"])
             load_optimizer_state(optimizer, parts["optimizer"])
         except (ValueError, KeyError) as error:
             raise InputError(f"not of this model ({error})", where=finished[-1]) from None
-        return Progress(**{**facts, "best": parts.get("best")})
+        return dataclasses.replace(progress, best=parts.get("best"))
 
-    def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, TensorSet]]:
+    def _read(self, folder: Path) -> tuple[Progress, dict[str, TensorSet]]:
         try:
             facts = json.loads((folder / "progress.json").read_text())
             owner, digests = facts.pop("run_hash"), dict(facts.pop("digests"))
+            progress = Progress(**facts)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"checkpoint is damaged ({error})", where=folder) from None
         if owner != self.run_hash:
             raise InputError(
                 "checkpoint was made with other settings or other data",
                 where=folder,
-                mend="resume with the run's own config.yaml and data, or use another `output.dir`",
+                mend="put the file back as it was, or set another `output.dir`",
             )
         parts = {name: TensorSet.load(folder / f"{name}.safetensors") for name in digests}
         if damaged := [name for name, part in parts.items() if part.digest() != digests[name]]:
             raise InputError(f"checkpoint is damaged ({damaged[0]})", where=folder)
-        return facts, parts
+        return progress, parts
 
     def _finished(self) -> list[Path]:
-        return sorted(path for path in self.path.glob("step-*") if not path.suffix)
+        return finished_folders(self.path, "step-")
+
+
+def finished_folders(path: Path, prefix: str) -> list[Path]:
+    """The checkpoints in `path`, the latest last; drafts are left out.
+
+    Raises InputError on one whose name has no number after `prefix`.
+    """
+    found = sorted(folder for folder in path.glob(f"{prefix}*") if not folder.suffix)
+    for folder in found:
+        if not folder.name.removeprefix(prefix).isdecimal():
+            raise InputError(
+                "is no checkpoint", where=folder, mend="move it out of the run's folder"
+            )
+    return found
 
 
 def run_identity(config: RunConfig, data: DataFacts) -> str:
     """SHA-256 of what decides a run's result: its settings and the content of its data."""
-    parts = [config.hash, data.train_fingerprint, data.test_fingerprint]
+    parts = [
+        config.hash,
+        data.train_fingerprint,
+        data.validation_fingerprint,
+        data.test_fingerprint,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

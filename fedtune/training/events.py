@@ -25,7 +25,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics on the held-out set after `step` steps; `loss` is among them."""
+    """Metrics on the validation set after `step` steps; `loss` is among them."""
 
     step: int
     metrics: Mapping[str, float]

@@ -26,7 +26,7 @@ class JsonlLogger:
     """One JSON object a line, `step` first. What a killed run wrote beyond `step` is dropped."""
 
     def __init__(self, path: Path, *, keep_until: int = 0) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= keep_until]
+        kept = [line for line in metric_lines(path) if line["step"] <= keep_until]
         self._file = path.open("w", encoding="utf-8")
         for line in kept:
             self._put(line)
@@ -108,13 +108,26 @@ def open_loggers(config: RunConfig, folder: Path) -> list[Logger]:
     return [made[name]() for name in config.output.loggers]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+def metric_lines(path: Path) -> list[dict[str, Any]]:
+    """What a run has written so far, without a last line that a kill cut off.
+
+    Raises InputError where another line is damaged.
+    """
+    texts = path.read_bytes().splitlines() if path.exists() else []
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:  # a line that a kill cut off is the last
-            break
+            line = json.loads(text)
+        except ValueError:
+            if number == len(texts):
+                break
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise InputError(
+                "is damaged",
+                where=f"{path}:{number}",
+                expected="a JSON object with its `step`",
+                mend="put the file back as it was, or take the line out",
+            )
+        lines.append(line)
     return lines

@@ -22,7 +22,9 @@ from fedtune.training import processes
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run needs, loaded once. `splits` are the rows that `train` and `test` encode."""
+    """All that a run needs, loaded once. `splits` are the rows that the encoded sets are of;
+    `validation` is None where none is held out.
+    """
 
     config: RunConfig
     model: Any
@@ -30,6 +32,7 @@ class Prepared:
     task: Task
     splits: Splits
     train: EncodedSet
+    validation: EncodedSet | None
     test: EncodedSet
 
 
@@ -43,12 +46,13 @@ def prepare(config: RunConfig) -> Prepared:
     check_context(base.model, base.tokenizer, config.adapter, config.task.max_length)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = (encode_examples(task, rows) for rows in (splits.train, splits.test))
+    validation = encode_examples(task, splits.validation) if splits.validation else None
     model = attach_adapter(
         base.model.to(where), config.adapter, seed=config.seed, task=config.task.head
     )
     if config.task.packing:
         check_packing(model, config.task.max_length)
-    return Prepared(config, model, base.tokenizer, task, splits, train, test)
+    return Prepared(config, model, base.tokenizer, task, splits, train, validation, test)
 
 
 def base_dtype(config: RunConfig) -> torch.dtype:

@@ -5,7 +5,7 @@ very steps that one would; only adapters' gradients travel.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -59,6 +59,15 @@ def add_up_gradients(parameters: Iterable[Tensor]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)
+
+
+def gather(value: T) -> list[T]:
+    """Every process's `value`, by number of the process, in every process."""
+    if _state().num_processes == 1:
+        return [value]
+    box: list[Any] = [None] * _state().num_processes
+    torch.distributed.all_gather_object(box, value)
+    return box
 
 
 def agree(value: T) -> T:

@@ -3,9 +3,9 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fedtune.atomic import write_text
+from fedtune.atomic import writable, write_text
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
@@ -14,33 +14,31 @@ from fedtune.models.read_json import read_json
 
 LOCK = ".lock"
 """Kept by the process that is at work in a folder; no part of the run."""
-BASE = "base_model.json"
-"""What the base model was when the run began."""
-_FIRST_FILES = {LOCK, *(n + end for n in (BASE, "config.yaml") for end in ("", ".part"))}
+Command = Literal["train", "simulate"]
+_BEGUN = "run.json"
+"""Which command began the run, and what the base model was then."""
+_FIRST_FILES = {LOCK, *(n + end for n in (_BEGUN, "config.yaml") for end in ("", ".part"))}
 """What a run that was killed in its first moment may have left."""
 
 
-def claim_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
+def claim_folder(out: Path, config: RunConfig, command: Command, *, resume: bool) -> None:
     """Make `out` the folder of this run, or go on with the run that it holds.
 
-    Raises InputError when the folder holds another run, none to resume, one on a base model that
-    was edited since, or can't be written.
+    Raises InputError when the folder holds another run, none to resume, one of another command or
+    on a base model that was edited since, or can't be written.
     """
-    check_folder(out, config, resume=resume)
+    check_folder(out, config, command, resume=resume)
     if resume:
         _check_base(out, config)
         return
     base = {"path": config.model.path, "sha256": base_digest(config.model)}
-    try:
-        write_text(out / BASE, json.dumps(base, indent=2) + "\n")
+    with writable(out, "set another `output.dir`"):
+        begun = {"command": command, "base_model": base}
+        write_text(out / _BEGUN, json.dumps(begun, indent=2) + "\n")
         save_config(config, out / "config.yaml")
-    except OSError as error:
-        raise InputError(
-            f"can't be written ({error.strerror})", where=out, mend="set another `output.dir`"
-        ) from None
 
 
-def check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
+def check_folder(out: Path, config: RunConfig, command: Command, *, resume: bool) -> None:
     """Raise InputError unless `out` can be a run's folder; writes nothing."""
     holds_run = (out / "config.yaml").exists()
     if holds_run and not resume:
@@ -53,6 +51,7 @@ def check_folder(out: Path, config: RunConfig, *, resume: bool) -> None:
         raise InputError("there is no run to resume", where=out)
     if resume:
         _check_same_run(out / "config.yaml", config)
+        _check_same_command(out, command)
     elif out.is_dir() and (others := sorted({p.name for p in out.iterdir()} - _FIRST_FILES)):
         raise InputError(
             f"the folder is no run's and holds other files (`{others[0]}`)",
@@ -83,14 +82,27 @@ def check_local_base(out: Path, config: RunConfig) -> None:
 
 def read_base(out: Path) -> dict[str, Any]:
     """Path and SHA-256 of the base model that the run in `out` was started on."""
-    return read_json(out / BASE)
+    base = read_json(out / _BEGUN).get("base_model")
+    if not isinstance(base, dict):
+        raise InputError("is damaged", where=out / _BEGUN, expected="`base_model`")
+    return base
+
+
+def _check_same_command(out: Path, command: Command) -> None:
+    begun = read_json(out / _BEGUN).get("command")
+    if begun != command:
+        raise InputError(
+            f"the run was started with `fedtune {begun}`, not `fedtune {command}`",
+            where=out / _BEGUN,
+            mend=f"resume it with `fedtune {begun}`, or set another `output.dir`",
+        )
 
 
 def _check_base(out: Path, config: RunConfig) -> None:
     if read_base(out).get("sha256") != base_digest(config.model):
         raise InputError(
             f"the base model `{config.model.path}` is not what it was when the run began",
-            where=out / BASE,
+            where=out / _BEGUN,
             mend="put its files back as they were, or set another `output.dir`",
         )
 

@@ -10,11 +10,11 @@ from filelock import FileLock, Timeout
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.training import processes
-from fedtune.training.run_folder import LOCK, check_folder
+from fedtune.training.run_folder import LOCK, Command, check_folder
 
 
 @contextmanager
-def alone_in(out: Path, config: RunConfig, *, resume: bool) -> Iterator[None]:
+def alone_in(out: Path, config: RunConfig, command: Command, *, resume: bool) -> Iterator[None]:
     """Inside, no other process of this kind is in `out`. Nothing of the lock is left behind.
 
     Raises InputError at once while another is there, and where `check_folder` would.
@@ -23,7 +23,7 @@ def alone_in(out: Path, config: RunConfig, *, resume: bool) -> Iterator[None]:
         yield
         return
     check_alone(out)
-    check_folder(out, config, resume=resume)
+    check_folder(out, config, command, resume=resume)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         with _locked(out):

@@ -71,4 +71,4 @@ def _rows(config: RunConfig, files: Sequence[str]) -> ExampleSet:
     data = config.data.model_copy(update=update)
     config = config.model_copy(update={"data": data})
     keep_going = data.bad_rows == "skip"
-    return read_examples(config, file_sources(files), keep_going=keep_going, is_test=True)[0]
+    return read_examples(config, file_sources(files), keep_going=keep_going, held_out=True)[0]

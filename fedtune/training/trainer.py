@@ -15,11 +15,12 @@ from fedtune.config.schema import TrainingConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.models.adapters import read_state, write_state
 from fedtune.privacy.dp_sgd import AttachedSteps, PrivateSteps
-from fedtune.tasks.evaluation import evaluate, to_device
+from fedtune.tasks.evaluation import to_device
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import TensorSet
 from fedtune.training import processes
 from fedtune.training.checkpoints import CheckpointFolder, Progress
+from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.interrupts import deferred
 from fedtune.training.optimizers import build_optimizer, clip, rate_factor, set_rate
@@ -60,18 +61,21 @@ class Trainer:
         model: Any,
         train: Sequence[Encoded],
         *,
-        held_out: Sequence[Encoded] = (),
+        validation: Sequence[Encoded] = (),
         proximal_mu: float = 0.0,
         checkpoints: CheckpointFolder | None = None,
         private: PrivateSteps | None = None,
     ) -> TrainingResult:
         """Train `model` in place, from the latest checkpoint if there is one.
 
-        `held_out` is what `eval_steps` evaluates on. With `proximal_mu` each step also pulls
+        `validation` is what `eval_steps` evaluates on. With `proximal_mu` each step also pulls
         towards the received weights (FedProx, Li et al. 2020, eq. 2). With `private` the gradients
         are those of its plan, and nothing exact is told of `train`. Raises RunFailedError on a
-        loss that is not finite, InputError on a checkpoint that is not this run's.
+        loss that is not finite, InputError on a checkpoint that is not this run's, ValueError
+        where `eval_steps` has nothing to evaluate on.
         """
+        if self._settings.eval_steps and not len(validation):
+            raise ValueError("`eval_steps` needs validation examples")
         received = read_state(model)
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         optimizer = build_optimizer(self._settings, parameters.values())
@@ -99,8 +103,8 @@ class Trainer:
                 progress.loss_sum += loss or 0.0
                 seconds = time.monotonic() - began
                 self._tell(StepDone(progress.step, steps, loss, rate, count, seconds))
-                if held_out and _due(self._settings.eval_steps, progress.step, steps):
-                    self._evaluate(model, held_out, progress)
+                if _due(self._settings.eval_steps, progress.step, steps):
+                    self._evaluate(model, validation, progress)
                 stopping = processes.agree(told_to_stop())
                 if checkpoints and (stopping or self._save_due(progress.step, steps)):
                     self._save(checkpoints, model, optimizer, progress)
@@ -172,10 +176,9 @@ class Trainer:
         progress.clipping_norm = private.norm
         return None, round(private.plan.expected_batch)
 
-    def _evaluate(self, model: Any, held_out: Sequence[Encoded], progress: Progress) -> None:
+    def _evaluate(self, model: Any, validation: Sequence[Encoded], progress: Progress) -> None:
         size = self._settings.micro_batch_size or self._settings.batch_size
-        metrics = evaluate(self._task, model, held_out, size) if processes.is_main() else {}
-        metrics = processes.agree(metrics)
+        metrics = evaluate_together(self._task, model, validation, size)
         progress.evaluations.append({"step": progress.step, **metrics})
         self._tell(Evaluated(progress.step, metrics))
         if self._settings.early_stopping_patience is None:

@@ -10,6 +10,7 @@ from fedtune.aggregation.rule import GlobalState
 from fedtune.atomic import new_folder
 from fedtune.errors import InputError
 from fedtune.tensors import TensorSet
+from fedtune.training.checkpoints import finished_folders
 
 _KEPT = 2
 
@@ -61,9 +62,9 @@ def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
         raise InputError(f"checkpoint is damaged ({error})", where=path) from None
     if owner != run_hash:
         raise InputError(
-            "checkpoint was made with other settings",
+            "checkpoint was made with other settings or other data",
             where=path,
-            mend="resume with the run's own config.yaml, or use another output folder",
+            mend="put the file back as it was, or set another `output.dir`",
         )
     parts = {key: TensorSet.load(path / f"{key}.safetensors") for key in digests}
     for key, part in parts.items():
@@ -74,4 +75,4 @@ def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
 
 
 def _finished(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("round-*") if not path.suffix)
+    return finished_folders(folder, "round-")

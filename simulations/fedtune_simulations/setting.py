@@ -21,6 +21,7 @@ from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec
+from fedtune.training.checkpoints import run_identity
 from fedtune.training.prepare import prepare as prepare_training
 from fedtune.training.private import private_steps, scores_shown
 from fedtune.training.trainer import Trainer
@@ -51,6 +52,11 @@ class Setting:
     partition: Partition
     private: Mapping[str, PrivateSteps]
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what decides the run's result."""
+        return run_identity(self.config, self.splits.facts)
+
     def model_of(self, silo: str) -> Any:
         """The model that `silo` trains."""
         return self.smaller.get(self.config.federation.silo_ranks.get(silo, 0), self.model)
@@ -74,8 +80,8 @@ class SimulatedSilo:
 
     @property
     def run_hash(self) -> str:
-        """The run it takes part in."""
-        return self.setting.config.hash
+        """The run it takes part in: its settings and its data."""
+        return self.setting.identity
 
     @property
     def spec(self) -> Spec:

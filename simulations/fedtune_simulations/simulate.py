@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtune_server.checkpoints import latest_round
+from fedtune_server.checkpoints import latest_round, load_latest
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
 from flwr.serverapp import Grid
@@ -19,6 +19,7 @@ from fedtune.data.load import DataFacts
 from fedtune.data.partition import check_partition, save_partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
+from fedtune.models.read_json import read_json
 from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel, build_central
 from fedtune.training.charging import charge_run
@@ -70,8 +71,10 @@ def simulate(
     initial = read_state(setting.model)
     rule.start(initial)
     nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
-    check_quorum(RunPlan(nodes, config.federation, config.seed, config.hash))
-    claim_folder(out, config, resume=resume)
+    check_quorum(RunPlan(nodes, config.federation, config.seed, setting.identity))
+    claim_folder(out, config, "simulate", resume=resume)
+    if resume:
+        load_latest(out / "checkpoints", setting.identity)  # a refusal comes before any file
     divided = out / "partition.json"
     if resume and divided.exists():
         check_partition(divided, setting.partition, setting.splits.train)
@@ -85,7 +88,7 @@ def simulate(
             grid,
             rule,
             initial,
-            RunPlan(nodes, config.federation, config.seed, config.hash, poll_seconds),
+            RunPlan(nodes, config.federation, config.seed, setting.identity, poll_seconds),
             checkpoints=out / "checkpoints",
             resume=resume,
             on_round=told,
@@ -113,7 +116,10 @@ def simulate(
     lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in reports]
     write_text(out / "metrics.jsonl", "".join(lines))
     _save(setting, state, out / "adapter")
-    scores = compare_with(setting, initial, state, on_work) if compare else {}
+    scores: dict[str, dict[str, float]] = {}
+    if compare:
+        scores = _kept_scores(out) if resume else {}
+        scores = scores or compare_with(setting, initial, state, on_work)
     if scores:
         write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
     sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
@@ -152,7 +158,10 @@ def check_available(config: RunConfig, *, resume: bool = False) -> None:
     # a silo's local steps are few; the coordinator evaluates and checkpoints after each round
     for name in ("eval_steps", "early_stopping_patience", "save_steps"):
         if getattr(config.training, name) is not None:
-            raise InputError("is for `train` only", where=f"training.{name}", mend="set it to null")
+            also = ", and `data.validation_...` too" if name != "save_steps" else ""
+            raise InputError(
+                "is for `train` only", where=f"training.{name}", mend=f"set it to null{also}"
+            )
 
 
 def _save(setting: Setting, state: GlobalState, folder: Path) -> None:
@@ -160,6 +169,14 @@ def _save(setting: Setting, state: GlobalState, folder: Path) -> None:
     whole = folded(setting.model, state.residual)
     base = setting.config.model
     save_adapter(whole, setting.tokenizer, folder, base=base.path, revision=base.revision)
+
+
+def _kept_scores(out: Path) -> dict[str, dict[str, float]]:
+    """The comparison of a finished run; empty where there is none to be read."""
+    try:
+        return read_json(out / "comparison.json")
+    except InputError:
+        return {}
 
 
 def _append(out: Path, record: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 """Bad input through the command line: status 2, one message, no traceback, nothing written."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,11 @@ from fedtune.cli.main import main
 # (what the file holds, what the message must say)
 FILES = [
     ("", "empty"),
+    ("[" * 3000, "nested too deeply"),
+    ("a: " + "{a: " * 3000, "nested too deeply"),
+    ("base: &b {learning_rat: 1}\ntraining:\n  <<: *b\n", "run.yaml:1: training.learning_rat: unk"),
+    ("data: {train_files: [*.jsonl]}\n", "in quotes: ['*.jsonl']"),
+    ('task: {labels: ["\\ud800"]}\n', "task.labels: half a surrogate pair"),
     ("- a\n", "holds a list"),
     ("words\n", "single value"),
     ("model: [1\n", "run.yaml:"),
@@ -32,6 +38,19 @@ FILES = [
     ("training: {precision: fp16}\n", "training.precision"),
     ("training: {micro_batch_size: 32}\n", "larger than"),
     ("training: {early_stopping_patience: 2}\n", "eval_steps"),
+    ("training: {eval_steps: 2}\n", "`data.validation_fraction` (0.1, say)"),
+    ("data: {validation_fraction: 0.1}\n", "needs `training.eval_steps`"),
+    ("data: {validation_fraction: 0.0}\n", "greater than 0"),
+    ("data: {validation_files: [v.jsonl]}\n", "need `source: files`"),
+    (
+        "data: {source: files, train_files: [a.jsonl], validation_files: [b.jsonl]}\n",
+        "`data.validation_files` needs `training.eval_steps`",
+    ),
+    (
+        "data: {source: files, train_files: [a.jsonl], validation_files: [b.jsonl], "
+        "validation_fraction: 0.1}\n",
+        "can't be used with `validation_files`",
+    ),
     ("training: {momentum: 0.9}\n", "optimizer: sgd"),
     ("adapter: {lora_r: 0}\n", "adapter.lora_r"),
     ("adapter: {lora_dropout: 1.0}\n", "less than 1"),
@@ -103,6 +122,37 @@ def test_a_bad_config_is_refused(
     assert says in err
     assert str(path) in err
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.train_files=[*.jsonl]", "in quotes: ['*.jsonl']"),
+        ("data.columns.prompt=#x", "`#` begins a comment"),
+        ("data.columns.prompt=a #x", "`#` begins a comment"),
+        ("task.labels=[a, b] # two", "`#` begins a comment"),
+    ],
+)
+def test_what_yaml_takes_otherwise_is_refused(
+    capsys: pytest.CaptureFixture[str], override: str, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 0\n")
+    assert says in refused(capsys, "config", "show", str(path), override)
+    assert main(["config", "show", str(path), "data.columns.prompt='a #x'"]) == 0
+    assert '"a #x"' in capsys.readouterr().out
+
+
+def test_a_starter_file_that_can_not_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("/proc/x.yaml", str(tmp_path / ("x" * 300)), str(tmp_path / "none" / "x.yaml")):
+        assert "can't be written" in refused(capsys, "config", "init", "lora", "--out", name)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fedtune {importlib.metadata.version('fedtune')}\n"
 
 
 @pytest.mark.parametrize("override", ["seed", "=1", "a..b=1", "seed=[1", "trainin.seed=1"])

@@ -52,6 +52,19 @@ def test_facts_on_a_file_with_a_bad_row(tmp_path: Path, capsys):
     assert learned == "a a <eos>"
 
 
+def test_the_rows_of_each_part_of_a_run_are_told(tmp_path: Path, capsys):
+    file = written(tmp_path / "x.jsonl", ROWS)
+    cut = (*COLUMNS, "data.test_fraction=0.2", "data.validation_fraction=0.25")
+    cut = (*cut, "training.eval_steps=1")
+    facts = inspected(capsys, file, *cut)
+    assert facts["split"] == {"training": 12, "validation": 4, "test": 4}
+    assert main(["data", "inspect", file, *cut]) == 0
+    assert "split          12 training, 4 validation, 4 test\n" in capsys.readouterr().out
+    one = written(tmp_path / "one.jsonl", ROWS[:1])
+    assert main(["data", "inspect", one, *COLUMNS]) == 0
+    assert "none: data.test_fraction: no test set" in capsys.readouterr().out
+
+
 def test_silos_by_column_and_by_rule(tmp_path: Path, capsys):
     file = written(tmp_path / "x.jsonl", ROWS)
     column = inspected(capsys, file, *COLUMNS[:2], "federation.partition.column=site")

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from fedtune.cli.main import main
+from fedtune.models import generation
+from fedtune.models.saved import load_saved
 
 PROMPT = "A man with"
 
@@ -34,6 +37,21 @@ def test_text_comes_out_with_and_without_the_adapter(
     assert adapted[0]["tokens"] == 12 or adapted[0]["stopped"]
     assert main(["generate", str(run_folder), PROMPT, "--max-new-tokens", "12"]) == 0
     assert capsys.readouterr().out == adapted[0]["text"] + "\n"
+
+
+def test_a_model_that_stops_at_once_is_told_beside_the_text(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    ids = AutoTokenizer.from_pretrained(run_folder / "adapter")(PROMPT)["input_ids"]
+    (first,) = generated(capsys, run_folder, PROMPT)
+    assert not first["stopped"] or first["text"]
+    whole = load_saved(run_folder)
+    likeliest = int(whole.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    monkeypatch.setattr(generation, "stop_tokens", lambda loaded: {likeliest})
+    assert main(["generate", str(run_folder), PROMPT]) == 0
+    out, err = capsys.readouterr()
+    assert out == "\n"
+    assert err == "prompt 1 of 1: the model stopped at once and wrote nothing\n"
 
 
 def test_chat_puts_the_prompt_in_the_template(run_folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -47,6 +47,17 @@ def test_it_goes_beside_the_adapter_and_overwrites_nothing(
     assert "already exists" in capsys.readouterr().err
 
 
+def test_a_folder_that_can_not_be_written_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("")
+    for out in ("/proc/x", str(tmp_path / "file" / "x"), str(tmp_path / ("x" * 300))):
+        assert main(["merge", str(run_folder), "--out", out]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"fedtune: {out}: can't be written (")
+        assert "--out" in err
+
+
 def test_a_broken_merge_is_refused_with_its_figures_and_leaves_nothing(
     run_folder: Path,
     tmp_path: Path,

@@ -28,7 +28,7 @@ def test_lines_elsewhere_are_few_and_whole() -> None:
     assert len(lines) == 12  # the first step, then each tenth, then the evaluation
     assert lines[0].endswith(", 50 s left")  # 99 steps of half a second
     assert lines[1].startswith("step 10/100: loss 0.2500, lr 1.00e-03, 16 examples/s, ")
-    assert lines[-1] == "step 100, held out: loss 0.2000, accuracy 0.7500"
+    assert lines[-1] == "step 100, validation: loss 0.2000, accuracy 0.7500"
 
 
 def test_a_resumed_run_tells_its_time_from_where_it_began() -> None:

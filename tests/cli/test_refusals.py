@@ -285,6 +285,31 @@ CASES = [
     ),
     Case("nothing to hold out", ("data.test_fraction", "no test set"), rows=lines(*ROWS[:2])),
     Case(
+        "nothing left to validate on",
+        ("data.validation_fraction", "no validation set"),
+        rows=lines(*ROWS[:3]),
+        settings=("data.validation_fraction=0.5", "training.eval_steps=1"),
+        verbs=("train",),
+    ),
+    Case(
+        "no validation file",
+        ("none.jsonl", "no such file"),
+        settings=("data.validation_files=[{tmp}/none.jsonl]", "training.eval_steps=1"),
+        verbs=("train",),
+    ),
+    Case(
+        "a train file among the validation files",
+        ("train.jsonl", "also one of the train files"),
+        settings=("data.validation_files=[{tmp}/train.jsonl]", "training.eval_steps=1"),
+        verbs=("train",),
+    ),
+    Case(
+        "validation in a federation",
+        ("training.eval_steps", "is for `train` only", "data.validation_..."),
+        settings=("data.validation_fraction=0.5", "training.eval_steps=1"),
+        verbs=("simulate",),
+    ),
+    Case(
         "a privacy unit in two silos",
         ("federation.partition.column", "more than one silo"),
         rows=with_row(2, who="p0"),
@@ -404,6 +429,34 @@ CASES = [
         ("command line: output.dir", "at least 1 character"),
         settings=("output.dir=''",),
     ),
+    *(
+        Case(
+            f"an output folder that can't be named {name[:8]!a}",
+            ("output.dir: ", why),
+            settings=(f'output.dir="{{tmp}}/{name}"',),
+        )
+        for name, why in (
+            ("a\\0b", "NUL character"),
+            ("\\ud800", "half a surrogate pair"),
+            ("x" * 300, "longer than 255 bytes"),
+            ("x/" * 2000, "longer than 3000 bytes"),
+        )
+    ),
+    Case(
+        "an unknown user's home",
+        ("output.dir: ", "home"),
+        settings=("output.dir=~nobody-of-this-name/x",),
+    ),
+    Case(
+        "a data file whose name is too long",
+        ("no such file",),
+        settings=(f"data.train_files=[{'x' * 300}.jsonl]",),
+    ),
+    Case(
+        "a model path that is too long",
+        ("model.path: there is no folder",),
+        settings=(f"model.path={'x' * 300}",),
+    ),
     Case(
         "the output folder is the current one, with other files",
         ("the folder is no run's and holds other files (`run.yaml`)", "output.dir"),
@@ -413,6 +466,20 @@ CASES = [
         "the output folder holds another's files",
         ("run: the folder is no run's and holds other files (`thesis.tex`)",),
         setup=put("run/thesis.tex", b""),
+    ),
+    *(
+        Case(
+            f"what another run left in the folder: {left}",
+            (f"the folder is no run's and holds other files (`{left.partition('/')[0]}`)",),
+            setup=put(f"run/{left}", b"{}"),
+        )
+        for left in (
+            "checkpoints/step-00000001/progress.json",
+            "checkpoints/round-000001/round.json",
+            "adapter/adapter_config.json",
+            "metrics.jsonl",
+            "partition.json",
+        )
     ),
     Case("nothing to resume", ("run", "no run to resume"), arguments=("--resume",)),
     Case(
@@ -559,6 +626,56 @@ def test_a_damaged_checkpoint_is_refused_by_resume_and_its_dry_run(
             err = capsys.readouterr().err
             assert "damaged" in err
             assert str(latest) in err
+            assert contents(work) == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "content", "says"),
+    [
+        ("train", "metrics.jsonl", "[1]\n", "metrics.jsonl:1: is damaged"),
+        ("train", "metrics.jsonl", '{"step": "x"}\n', "metrics.jsonl:1: is damaged"),
+        ("train", "metrics.jsonl", '{"step": 1}\noops\n{"step": 2}\n', "metrics.jsonl:2: is"),
+        ("train", "checkpoints/step-abc/progress.json", "{}", "step-abc: is no checkpoint"),
+        ("train", "checkpoints/step-99999999/progress.json", "[]", "step-99999999: checkpoint is"),
+        ("simulate", "checkpoints/round-abc/round.json", "{}", "round-abc: is no checkpoint"),
+        ("simulate", "checkpoints/round-999999/round.json", "[]", "round-999999: checkpoint is"),
+    ],
+)
+def test_damage_in_a_run_folder_is_refused_by_resume_and_its_dry_run(
+    verb: str, name: str, content: str, says: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*sound_run(work, Case("none", ())), *(["--no-compare"] * (verb == "simulate"))]
+    assert main([verb, *arguments]) == 0
+    put(f"run/{name}", content.encode())(work)
+    before = contents(work)
+    for more in (["--dry-run"], []):
+        capsys.readouterr()
+        assert main([verb, *arguments, "--resume", *more]) == 2
+        assert says in capsys.readouterr().err
+        assert contents(work) == before
+
+
+def test_the_output_folder_may_be_in_the_home_folder(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(work / "home"))
+    arguments = [*sound_run(work, Case("none", ())), "output.dir=~/runs/a"]
+    assert main(["train", *arguments]) == 0
+    assert (work / "home/runs/a/adapter").is_dir()
+    assert not (work / "~").exists()
+
+
+def test_a_run_goes_on_under_the_command_that_began_it(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, other in (BOTH, BOTH[::-1]):
+        arguments = [*sound_run(work, Case("none", ())), f"output.dir={work / verb}"]
+        assert main([verb, *arguments]) == 0
+        before = contents(work)
+        for more in (["--dry-run"], []):
+            capsys.readouterr()
+            assert main([other, *arguments, "--resume", *more]) == 2
+            assert f"the run was started with `fedtune {verb}`" in capsys.readouterr().err
             assert contents(work) == before
 
 

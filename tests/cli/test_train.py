@@ -21,7 +21,7 @@ from fedtune.training.prepare import prepare
 
 COMMAND = [sys.executable, "-m", "fedtune"]
 SMALL: dict[str, Any] = {
-    "data": {"embedded_patients": 32},
+    "data": {"embedded_patients": 32, "validation_fraction": 0.2},
     "task": {"max_length": 160},
     "training": {"max_steps": 12, "batch_size": 4, "eval_steps": 6},
 }
@@ -58,8 +58,6 @@ def test_a_run_beats_the_base_logs_everywhere_and_loads_with_plain_peft(
     assert (told["steps"], told["kept_step"]) == (12, 12)
     assert [line["step"] for line in lines(folder) if "loss" in line] == list(range(1, 13))
     assert [line["step"] for line in lines(folder) if "eval_loss" in line] == [6, 12]
-    trained = told["comparison"]["trained"]["loss"]
-    assert lines(folder)[-1]["eval_loss"] == pytest.approx(trained, rel=1e-5)
     assert list((folder / "tensorboard").iterdir())
     assert (folder / "mlflow.db").exists()
     model = PeftModel.from_pretrained(
@@ -74,7 +72,7 @@ def test_a_run_beats_the_base_logs_everywhere_and_loads_with_plain_peft(
 def test_a_killed_run_goes_on_to_the_same_adapter(number: signal.Signals, tmp_path: Path):
     folder = tmp_path / "cut"
     process = subprocess.Popen([*COMMAND, *arguments(folder)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(folder.glob("checkpoints/step-*[0-9]")):
         assert process.poll() is None, "ended before its first checkpoint"
         assert time.monotonic() < deadline
@@ -90,14 +88,46 @@ def test_a_killed_run_goes_on_to_the_same_adapter(number: signal.Signals, tmp_pa
     assert numbers[0] == numbers[1]
 
 
-def test_scores_that_early_stopping_chose_by_are_said_to_flatter(
+def test_early_stopping_goes_by_the_validation_set_and_never_by_the_test_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    short = ("training.max_steps=2", "training.eval_steps=1")
-    assert main(arguments(tmp_path / "plain", *short)) == 0
-    assert "flatter" not in capsys.readouterr().out
-    assert main(arguments(tmp_path / "early", *short, "training.early_stopping_patience=1")) == 0
-    assert "its scores flatter" in capsys.readouterr().out
+    def written(name: str, answer: str, numbers: range) -> str:
+        rows = [{"prompt": f"Case {n}?", "completion": f" {answer} {n}."} for n in numbers]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    def trained(name: str, **data: Any) -> dict[str, Any]:
+        files = {"source": "files", "train_files": [written("train.jsonl", "asthma", range(16))]}
+        # a rate this high overshoots: the validation loss falls first, then climbs
+        training = {"max_steps": 30, "batch_size": 4, "learning_rate": 0.05}
+        stopping = {"eval_steps": 1, "early_stopping_patience": 2}
+        (tmp_path / f"{name}.yaml").write_text(
+            json.dumps(
+                {
+                    "data": {**files, **data},
+                    "training": {**training, **stopping},
+                    "output": {"dir": str(tmp_path / name)},
+                }
+            )
+        )
+        assert main(["train", str(tmp_path / f"{name}.yaml"), "--json"]) == 0
+        told: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return told
+
+    validation = [written("validation.jsonl", "gout", range(16, 24))]
+    tests = [written("one.jsonl", "gout", range(24, 32)), written("two.jsonl", "flu", range(3))]
+    one, two = (
+        trained(name, validation_files=validation, test_files=[file])
+        for name, file in zip(("a", "b"), tests, strict=True)
+    )
+    assert one["kept_step"] == two["kept_step"] < one["steps"] < 30
+    assert one["comparison"] != two["comparison"]
+    same = [[v.get("eval_loss") for v in lines(tmp_path / name)] for name in ("a", "b")]
+    assert same[0] == same[1]
+    best = min(loss for loss in same[0] if loss is not None)
+    assert main(["evaluate", str(tmp_path / "a"), "--data", *validation, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["metrics"]["loss"]
+    assert again == pytest.approx(best, rel=1e-4)
 
 
 def test_two_processes_take_the_steps_of_one(
@@ -127,7 +157,8 @@ def test_two_processes_take_the_steps_of_one(
 
 
 def test_bf16_holds_the_frozen_base_in_half(tmp_path: Path):
-    settings = RunConfig.model_validate({**SMALL, "training": {"precision": "bf16"}})
+    training = {**SMALL["training"], "precision": "bf16"}
+    settings = RunConfig.model_validate({**SMALL, "training": training})
     model = prepare(settings).model
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedtune.config.schema import RunConfig
+from fedtune.data import load
 from fedtune.data.examples import ExampleSet
 from fedtune.data.load import load_splits
 from fedtune.data.readers import load_hub
 from fedtune.errors import InputError
+from fedtune.tasks.encoding import batches
 
 ROWS = [{"prompt": f"Q{i}", "completion": f"A{i}", "site": f"s{i % 2}"} for i in range(20)]
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -36,6 +38,7 @@ def config(*files: Path, task: str = "causal_lm", column: str | None = None, **d
         {
             "data": {"source": "files", "train_files": [str(f) for f in files], **data},
             "task": {"name": task},
+            "training": {"eval_steps": 1} if any("validation" in name for name in data) else {},
             "federation": {"partition": {"column": column}},
         }
     )
@@ -294,16 +297,161 @@ def test_files_that_are_not_there_or_not_data(tmp_path: Path) -> None:
     assert "no usable row; line 1: not JSON" in refusal(jsonl(tmp_path / "b.jsonl", ["{"]))
 
 
+DAMAGED = [
+    ("x.csv", b"text,n\rone,1\rtwo,2\r", ("x.csv:1: the header line can't be read", "LF or CRLF")),
+    ("x.csv", b'"text"x,n\none,1\n', ("x.csv:1: the header line can't be read",)),
+    ("x.csv", b"text;n\none;1\n", ("x.csv:1: one column, `text;n`", "commas between columns")),
+    ("x.csv", b"text\tn\none\t1\n", ("x.csv:1: one column", "commas between columns")),
+    ("x.csv", b"prompt, completion\na, b\n", ("` completion`", "spaces out of the header line")),
+    ("x.csv", "text,größe\na,1\n".encode("latin-1"), ("x.csv:1: not UTF-8 text", "as UTF-8")),
+    ("x.csv", "text,n\na,1\n".encode("utf-16"), ("x.csv:1: not UTF-8 text", "as UTF-8")),
+    ("x.tsv", b"text\tn\n", ("unknown kind of file `.tsv`", "comma-separated")),
+    (
+        "x.json",
+        b'[{"text": "a"}, {"text": "b"}]',
+        ("line 1: a JSON list", "one JSON object a line"),
+    ),
+    (
+        "x.json",
+        b'[\n{"text": "a"},\n{"text": "b"}\n]\n',
+        ("a JSON array", "one JSON object a line"),
+    ),
+    ("x.jsonl", b'{"text": "a"},\n{"text": "b"}\n', ("x.jsonl:1", "with a comma after it")),
+    ("x.jsonl", b'{"text": "a",}\n{"text": "b"}\n', ("x.jsonl:1", "comma before a closing brace")),
+    ("x.jsonl", b"{}\n", ("line 1: an empty object", "one JSON object a line")),
+    ("x.jsonl", '{"text": "a"}\n'.encode("utf-16"), ("line 1: not UTF-8 text", "in UTF-8")),
+    ("x.jsonl", '{"text": "ä"}\n'.encode("latin-1"), ("line 1: not UTF-8 text", "in UTF-8")),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "says"), DAMAGED)
+def test_a_file_of_another_make_is_refused_with_what_to_do(
+    name: str, content: bytes, says: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    message = refusal(tmp_path / name)
+    for words in says:
+        assert words in message
+    assert "expected:" in message or "to mend:" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_dict.json", "{"),
+        ("dataset_dict.json", "[1]"),
+        ("dataset_dict.json", '{"splits": []}'),
+        ("dataset_dict.json", '{"splits": [1]}'),
+        ("state.json", "{"),
+        ("state.json", "{}"),
+        ("state.json", '{"_data_files": 3}'),
+    ],
+)
+def test_a_damaged_datasets_folder_is_refused(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_text(content)
+    message = refusal(tmp_path / "set")
+    assert message.startswith(str(tmp_path / "set"))
+    assert "is damaged" in message
+
+
+def test_what_is_no_data_is_refused_before_it_is_read_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> str:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(load, "file_digest", read)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "film.mp4").write_bytes(b"x")
+    assert "not a `datasets` folder" in refusal(tmp_path / "home")
+    assert "unknown kind of file" in refusal(tmp_path / "home" / "film.mp4")
+
+
+def test_a_text_beyond_all_measure_is_a_bad_row(tmp_path: Path) -> None:
+    long, turn = "x" * 1_000_001, {"role": "user", "content": "x" * 500_001}
+    rows = [{"prompt": long, "completion": "a"}, *ROWS]
+    said = refusal(jsonl(tmp_path / "x.jsonl", rows))
+    assert "x.jsonl:1: `prompt` has 1,000,001 characters, more than 1,000,000: split it" in said
+    said = refusal(jsonl(tmp_path / "y.jsonl", [{"messages": [turn, turn, *REPLY]}]))
+    assert "y.jsonl:1: `messages` has 1,000,003 characters" in said
+
+
+def test_rows_are_handed_on_in_batches_of_bounded_text(tmp_path: Path) -> None:
+    rows = [{"text": "x" * 400_000}] * 5 + [{"text": "y"}] * 5
+    train = load_splits(config(jsonl(tmp_path / "x.jsonl", rows))).train
+    sizes = [sum(len(row["text"]) for row in batch) for batch in batches(train)]
+    assert sum(sizes) == sum(len(row["text"]) for row in train.rows)
+    assert max(sizes) <= 1_000_000
+    assert len(sizes) == 2
+
+
+def test_when_every_row_is_bad_the_first_reasons_are_told(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", [{"text": " "}] * 12)
+    said = refusal(path, bad_rows="skip")
+    assert f"no usable row: 12 bad rows\n  {path}:1: `text` is empty" in said
+    assert "and 2 more" in said
+
+
 def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     a = jsonl(tmp_path / "a.jsonl", ROWS)
     b = jsonl(tmp_path / "b.jsonl", [{"text": "t", "p": 1}] * 2)
-    c = jsonl(tmp_path / "c.jsonl", [{"text": "t", "p": 1}] * 2)
+    c = jsonl(tmp_path / "c.jsonl", [{"text": "t", "p": 1}] * 3)
     assert "files of different formats can't be mixed" in refusal(a, b)
-    assert "also one of the train files" in refusal(a, test_files=[str(a)])
+    assert "a.jsonl: also one of the train files\n" in refusal(a, test_files=[str(a)])
+    copy = jsonl(tmp_path / "copy.jsonl", ROWS)
+    said = refusal(a, test_files=[str(copy)])
+    assert f"copy.jsonl: also one of the train files (`{a}` has the same content)" in said
+    said = refusal(a, copy)
+    assert f"copy.jsonl: has the same content as `{a}`, which is named too" in said
     assert "test rows are text, train rows prompt_completion" in refusal(a, test_files=[str(b)])
     overlap = refusal(b, test_files=[str(c)], columns={"privacy_unit": "p"})
-    assert "1 privacy units are in both" in overlap
-    assert len(load_splits(config(b, test_files=[str(c)])).test) == 2
+    assert "1 privacy units are in both the train and the test files (the first at c.jsonl:1)" in (
+        overlap
+    )
+    assert len(load_splits(config(b, test_files=[str(c)])).test) == 3
+
+
+def test_a_record_is_in_one_part_only(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "id": f"r{i}", "p": i % 3} for i in range(12)]
+    train = jsonl(tmp_path / "a.jsonl", rows)
+    test = jsonl(tmp_path / "b.jsonl", [{"text": "new", "id": "new", "p": 7}, rows[3] | {"p": 8}])
+    for columns in ({"record_id": "id"}, {"record_id": "id", "privacy_unit": "p"}):
+        said = refusal(train, test_files=[str(test)], columns=columns)
+        assert "1 record ids are in both the train and the test files" in said
+        assert "the first at b.jsonl:2" in said
+    jsonl(test, [{"text": "new", "id": "new", "p": 7}])
+    assert len(load_splits(config(train, test_files=[str(test)], columns=columns)).test) == 1
+
+
+def test_validation_files_are_apart_from_the_others(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "p": i} for i in range(12)]
+    train, test = jsonl(tmp_path / "a.jsonl", rows[:8]), jsonl(tmp_path / "b.jsonl", rows[8:10])
+    validation = jsonl(tmp_path / "c.jsonl", rows[10:])
+    parts = {"test_files": [str(test)], "columns": {"privacy_unit": "p"}}
+    splits = load_splits(config(train, validation_files=[str(validation)], **parts))
+    assert splits.validation is not None
+    sets = [splits.train, splits.validation, splits.test]
+    assert [list(part.rows["text"]) for part in sets] == [
+        [row["text"] for row in some] for some in (rows[:8], rows[10:], rows[8:10])
+    ]
+    assert splits.facts.validation_fingerprint == splits.validation.fingerprint
+    cut = load_splits(config(train, validation_fraction=0.25, **parts))
+    assert (cut.facts.train_examples, cut.facts.validation_examples, len(cut.test)) == (6, 2, 2)
+    for of, part in ((train, "train"), (test, "test")):
+        said = refusal(train, validation_files=[str(of)], **parts)
+        assert f"also one of the {part} files" in said
+        copy = jsonl(tmp_path / "copy.jsonl", of.read_text().splitlines()[::-1])
+        said = refusal(train, validation_files=[str(copy)], **parts)
+        assert f"in both the {part} and the validation files" in said
+        assert said.startswith("data.validation_files")
+
+
+def test_a_label_that_only_validation_rows_have_is_a_label(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(9)])
+    validation = jsonl(tmp_path / "b.jsonl", [{"text": "t", "label": "c"}])
+    settings = config(train, task="sequence_classification", validation_files=[str(validation)])
+    assert load_splits(settings).labels == ["a", "b", "c"]
 
 
 def test_one_unit_cannot_be_split(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtune.config.schema import PartitionConfig
+from fedtune.config.schema import PartitionConfig, RunConfig
 from fedtune.data.examples import ExampleSet, features
+from fedtune.data.load import hold_out
 from fedtune.data.partition import load_partition, partition, save_partition
 from fedtune.data.split import split_by_unit
 from fedtune.errors import InputError
@@ -79,6 +80,53 @@ def test_a_split_keeps_units_and_silos(units: list[int], fraction: float, seed: 
     )
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    units=st.lists(st.integers(0, 20), min_size=2, max_size=60),
+    test=st.floats(0.01, 0.99),
+    validation=st.floats(0.01, 0.99),
+    seed=st.integers(0, 100),
+)
+def test_three_parts_keep_units_and_silos(
+    units: list[int], test: float, validation: float, seed: int
+) -> None:
+    data = examples(units, silos=[f"s{unit % 3}" for unit in units])
+    without = RunConfig.model_validate({"data": {"test_fraction": test}, "seed": seed})
+    chosen = {"test_fraction": test, "validation_fraction": validation}
+    config = RunConfig.model_validate({"data": chosen, "training": {"eval_steps": 1}, "seed": seed})
+    try:
+        plain = hold_out(without, data)
+        left = set(plain.train.rows["unit_id"])
+    except InputError:
+        left = set()
+    if max(sum(int(u[1:]) % 3 == s for u in left) for s in range(3)) < 2:
+        with pytest.raises(InputError, match=r"no (test|validation) set can be split off"):
+            hold_out(config, data)
+        return
+    splits = hold_out(config, data)
+    assert splits.validation is not None
+    parts = [splits.train, splits.validation, splits.test]
+    assert all(len(part) for part in parts)
+    homes = [set(part.rows["unit_id"]) for part in parts]
+    assert sum(map(len, homes)) == len(set(units))
+    assert sorted(i for part in parts for i in part.rows["record_id"]) == sorted(
+        data.rows["record_id"]
+    )
+    assert set(splits.train.rows["silo"]) == set(data.rows["silo"])
+    assert splits.test.fingerprint == plain.test.fingerprint
+
+
+@pytest.mark.parametrize("by", ["column", "iid", "quantity", "dirichlet"])
+def test_large_silos_keep_every_row(by: Any) -> None:
+    units = [row // 3 for row in range(3000)]
+    silos, labels = [f"s{unit % 4}" for unit in units], [unit % 5 for unit in units]
+    settings = {} if by == "column" else {"by": by, "silos": 4}
+    parts = partition(examples(units, silos, labels), PartitionConfig(**settings), 0)
+    assert len(parts) == 4
+    assert max(map(len, parts.values())) > 700
+    assert sorted(row for rows in parts.values() for row in rows) == list(range(3000))
+
+
 def test_by_column_follows_the_column_also_after_select() -> None:
     data = examples([0, 1, 2, 3], silos=["b", "a", "b", "a"])
     assert partition(data, PartitionConfig(), 0) == {"a": [1, 3], "b": [0, 2]}
@@ -121,7 +169,11 @@ def test_a_smaller_alpha_skews_quantity_more() -> None:
     ("data", "config", "why"),
     [
         (examples([0, 1]), PartitionConfig(), "the rows name no silo"),
-        (examples([0, 0], silos=["a", "b"]), PartitionConfig(), "1 privacy units have rows in"),
+        (
+            examples([1, 0, 0], silos=["a", "a", "b"]),
+            PartitionConfig(),
+            r"1 privacy units have rows in more than one silo \(f:1 in `a`, f:2 in `b`\)",
+        ),
         (examples([0, 1]), PartitionConfig(by="iid", silos=3), "3 silos can't be made of 2"),
         (examples([0, 1]), PartitionConfig(by="dirichlet", silos=2), "rows are text"),
         (

@@ -4,8 +4,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from peft import PeftModel
 
 from fedtune.cli.main import main
 
@@ -59,8 +63,18 @@ def test_the_commands_run_and_print_what_the_page_shows(
         if shown:
             assert shape(err + out) == shape(shown)
     adapter = tmp_path / "runs" / "lora" / "adapter"
+    (snippet,) = blocks("python")
+    made: dict[str, Any] = {}
+    exec(snippet, made)  # noqa: S102 - the page's own
+    assert isinstance(made["model"], PeftModel)
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    with pytest.raises(HFValidationError):  # nobody can put another model there
+        validate_repo_id(base)
+    assert not Path(base).exists()
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json"} <= {
         path.name for path in adapter.iterdir()
     }
-    for name in re.findall(r"`(\w+\.(?:yaml|jsonl?))`", PAGE.partition("Beside it")[2]):
+    named = re.findall(r"`(\w+\.(?:yaml|jsonl?))`", PAGE.partition("Beside the adapter lie")[2])
+    assert len(named) == 6
+    for name in named:
         assert (tmp_path / "runs" / "lora" / name).exists(), name

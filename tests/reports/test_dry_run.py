@@ -65,6 +65,22 @@ def test_silos_steps_and_bytes_are_those_of_the_run(
     assert told["silos"] == {name: len(rows) for name, rows in partition.items()}
 
 
+def test_the_three_parts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config_file(tmp_path, data={"embedded_patients": 32, "validation_fraction": 0.2})
+    more = ("training.eval_steps=1", "--dry-run")
+    assert main(["train", str(path), *more, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    plain = dry(capsys, config_file(tmp_path))["run"]
+    assert told["validation_examples"] > 0 == plain["validation_examples"]
+    assert told["test_examples"] == plain["test_examples"]
+    assert told["train_examples"] + told["validation_examples"] == plain["train_examples"]
+    path = config_file(tmp_path, data={"embedded_patients": 32, "validation_fraction": 0.2})
+    assert main(["train", str(path), *more]) == 0
+    counts = [told[f"{part}_examples"] for part in ("train", "validation", "test")]
+    said = "data: {} training, {} validation and {} test examples".format(*counts)
+    assert said in capsys.readouterr().out
+
+
 def test_no_weights_file_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED, model)

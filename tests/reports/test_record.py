@@ -76,7 +76,7 @@ def test_the_card_says_what_protects_the_data_and_quotes_none_of_it(run: Path) -
     assert "No secure aggregation" in text
     assert "secret" not in text
     assert "ward" not in text
-    assert "10 training and 2 held-out examples" in text
+    assert "10 training and 2 held-out test examples" in text
     assert "2 silos of 5 to 5 examples" in text
     scores = json.loads((run / "comparison.json").read_text())
     assert f"| federated | {scores['federated']['loss']:.4f} |" in text

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -225,10 +226,40 @@ def test_resuming_over_other_data_is_refused(tmp_path: Path, capsys: pytest.Capt
         "federation.rounds=1",
         "--no-compare",
     )
-    assert run(tmp_path / "run", *given) == 0
-    data.write_text(data.read_text().replace("word 3", "worse 3"))
-    assert run(tmp_path / "run", *given, "--resume") == 2
-    assert "partition.json: the partition was made for other data" in capsys.readouterr().err
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"text": "word of silo 0", "silo": "a"}) + "\n")
+    apart = (*given, f"data.test_files=[{held_out}]")
+    folder = tmp_path / "run"
+    for settings, edited in ((given, data), (apart, held_out)):
+        shutil.rmtree(folder, ignore_errors=True)
+        before = edited.read_text()
+        assert run(folder, *settings) == 0
+        edited.write_text(before.replace("word", "worse", 1))
+        for partition_kept in (True, False):
+            if not partition_kept:
+                (folder / "partition.json").unlink()
+            files = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+            for more in ([], ["--dry-run"]):
+                capsys.readouterr()
+                assert run(folder, *settings, "--resume", *more) == 2
+                said = capsys.readouterr().err
+                assert "other data" in said
+                assert "put the file back as it was, or set another `output.dir`" in said
+                assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == files
+        edited.write_text(before)
+        assert run(folder, *settings, "--resume") == 0
+        assert (folder / "partition.json").exists()
+
+
+def test_a_finished_run_that_is_resumed_is_not_compared_again(tmp_path: Path):
+    settings = RunConfig.model_validate({**SMALL, "federation": {"rounds": 1}})
+    whole = simulate(settings, tmp_path / "run")
+    heard: list[Working] = []
+    again = simulate(settings, tmp_path / "run", resume=True, on_work=heard.append)
+    assert again.comparison == whole.comparison
+    assert not heard
+    (tmp_path / "run" / "comparison.json").write_text("{")
+    assert simulate(settings, tmp_path / "run", resume=True).comparison == whole.comparison
 
 
 def test_resuming_with_other_silos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

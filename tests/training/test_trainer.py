@@ -35,7 +35,7 @@ def fit(
     dropout: float = 0.1,
     folder: Path | None = None,
     run_hash: str = "run",
-    held_out: int = 0,
+    validation: int = 0,
     **settings: Any,
 ) -> tuple[TrainingResult, Any]:
     base = load_base(ModelConfig(), "causal_lm")
@@ -48,8 +48,8 @@ def fit(
     )
     result = trainer.fit(
         model,
-        encoded[held_out:],
-        held_out=encoded[:held_out],
+        encoded[validation:],
+        validation=encoded[:validation],
         checkpoints=CheckpointFolder(folder, run_hash) if folder else None,
     )
     return result, model
@@ -69,7 +69,7 @@ def die_at(step: int) -> Callable[[Event], None]:
         {"lr_schedule": "cosine", "warmup_steps": 2},
         {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1},
         # the rate overshoots: the best weights are those of an early step, saved before the kill
-        {"learning_rate": 0.1, "eval_steps": 1, "early_stopping_patience": 9, "held_out": 4},
+        {"learning_rate": 0.1, "eval_steps": 1, "early_stopping_patience": 9, "validation": 4},
     ],
 )
 def test_killed_and_resumed_is_the_uninterrupted_run(settings: dict[str, Any], tmp_path: Path):
@@ -86,7 +86,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(settings: dict[str, Any], t
     assert steps == [4, 5, 6]
     assert resumed.delta.digest() == whole.delta.digest()
     assert (resumed.loss, resumed.evaluations) == (whole.loss, whole.evaluations)
-    assert resumed.kept_step == whole.kept_step < 4 or "held_out" not in settings
+    assert resumed.kept_step == whole.kept_step < 4 or "validation" not in settings
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path):
@@ -160,11 +160,11 @@ def test_early_stopping_keeps_the_best_weights():
         if isinstance(event, Evaluated):
             losses.append(event.metrics["loss"])
 
-    # a rate this high overshoots: the loss on held-out rows falls first, then climbs
+    # a rate this high overshoots: the loss on validation rows falls first, then climbs
     result, model = fit(
         note,
         dropout=0.0,
-        held_out=4,
+        validation=4,
         eval_steps=1,
         early_stopping_patience=2,
         max_steps=40,
@@ -172,9 +172,14 @@ def test_early_stopping_keeps_the_best_weights():
     )
     best = losses.index(min(losses)) + 1
     assert result.kept_step == best < result.steps == best + 2 < 40
-    exact, _ = fit(dropout=0.0, held_out=4, max_steps=best, learning_rate=0.05)
+    exact, _ = fit(dropout=0.0, validation=4, max_steps=best, learning_rate=0.05)
     assert result.delta.digest() == exact.delta.digest()
     assert len(read_state(model)) == len(result.delta)
+
+
+def test_evaluation_needs_something_to_evaluate_on():
+    with pytest.raises(ValueError, match="needs validation examples"):
+        fit(eval_steps=1)
 
 
 def test_gradient_checkpointing_changes_memory_not_the_result():
