@@ -1,8 +1,9 @@
 """How a dry run is told: the same lines for `train` and `simulate`."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
@@ -67,6 +68,19 @@ def _tell_plan(who: str, plan: "PlanFacts") -> None:
         f"({plan.sampling} sampling, rate {plan.sample_rate:.3g}), {plan.steps:,} steps, noise "
         f"multiplier {plan.noise_multiplier:.4g}: epsilon {told} at delta {plan.delta:g} for the "
         f"presence of one {plan.unit}, against {against}"
+    )
+
+
+def tell_promise(statement: Mapping[str, Any]) -> None:
+    """Print a finished run's promise with its conditions; nothing if it made none."""
+    promise = statement["promise"]
+    if promise is None:
+        return
+    second = promise["second_accountant"]
+    print(
+        f"privacy: epsilon {promise['epsilon']:.4g} by {promise['accountant']['name']} "
+        f"({second['epsilon']:.4g} by {second['name']}) at delta {promise['delta']:g} for the "
+        f"presence of one {promise['unit']}; against whom, and what it leaves out: privacy.md"
     )
 
 

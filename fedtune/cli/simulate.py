@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedtune.cli.dry_run import tell
+from fedtune.cli.dry_run import tell, tell_promise
 from fedtune.cli.interrupts import resumable
 
 if TYPE_CHECKING:
@@ -64,11 +64,22 @@ def simulate(
                 on_work=shown.work,
             )
             scores = result.comparison or _federated(result)
-            record_run(out, config, result.data, scores, command="simulate", silos=result.silos)
+            promised = record_run(
+                out,
+                config,
+                result.data,
+                scores,
+                result.done,
+                command="simulate",
+                silos=result.silos,
+            )
     if as_json:
-        print(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+        facts = dataclasses.asdict(dataclasses.replace(result, done={}))
+        facts["privacy"] = facts.pop("done") or promised
+        print(json.dumps(facts, default=str, indent=2))
     else:
         _show(result)
+        tell_promise(promised)
         print(f"run folder: {out}")
 
 

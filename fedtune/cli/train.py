@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedtune.cli.dry_run import tell
+from fedtune.cli.dry_run import tell, tell_promise
 from fedtune.cli.interrupts import resumable
 
 if TYPE_CHECKING:
@@ -53,16 +53,22 @@ def train(
             if processes.is_main():
                 from fedtune.reports.record import record_run
 
-                record_run(out, config, result.data, result.comparison, command="train")
+                promised = record_run(
+                    out, config, result.data, result.comparison, result.done, command="train"
+                )
     if not processes.is_main():
         return
     if as_json:
-        print(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+        facts = dataclasses.asdict(dataclasses.replace(result, done={}))
+        facts["privacy"] = facts.pop("done") or promised
+        print(json.dumps(facts, default=str, indent=2))
     else:
-        _show(result, out)
+        _show(result)
+        tell_promise(promised)
+        print(f"run folder: {out}")
 
 
-def _show(result: "CentralResult", out: Path) -> None:
+def _show(result: "CentralResult") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -74,4 +80,3 @@ def _show(result: "CentralResult", out: Path) -> None:
     if result.comparison:
         Console().print(scores)
     print(f"{result.steps} steps, weights of step {result.kept_step}")
-    print(f"run folder: {out}")

@@ -36,7 +36,7 @@ def write_manifest(out: Path, config: RunConfig, data: DataFacts, command: str) 
         "packages": package_versions(),
         "machine": machine(),
         "base_model": read_base(out),
-        "data": dataclasses.asdict(data),
+        "data": dataclasses.asdict(data) if config.privacy.mode == "none" else {},
         "files": file_digests(out),
     }
     write_text(out / _NAME, json.dumps(facts, indent=2) + "\n")

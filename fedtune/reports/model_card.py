@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -18,21 +19,24 @@ def write_model_card(
     config: RunConfig,
     data: DataFacts,
     scores: Mapping[str, Mapping[str, float]],
+    promised: Mapping[str, Any],
     *,
     silos: Mapping[str, int | None] | None = None,
 ) -> None:
     """Write the card of the adapter (or full model) in `adapter`.
 
     `scores` are metrics on the test set, by what was scored; `silos` the examples of each silo
-    of a federation, whose names stay out of the card (None: their number is not told).
+    of a federation, whose names stay out of the card (None: their number is not told); `promised`
+    the privacy statement.
     """
-    write_text(adapter / "README.md", model_card(config, data, scores, silos=silos))
+    write_text(adapter / "README.md", model_card(config, data, scores, promised, silos=silos))
 
 
 def model_card(
     config: RunConfig,
     data: DataFacts,
     scores: Mapping[str, Mapping[str, float]],
+    promised: Mapping[str, Any],
     *,
     silos: Mapping[str, int | None] | None = None,
 ) -> str:
@@ -50,20 +54,43 @@ def model_card(
         f"# {kind} from {way} fine-tuning",
         f"Base model: `{config.model.path}`. Run: `{config.hash}`.",
         "## Privacy",
-        "- **No differential privacy**: what was trained may reveal single training examples.\n"
+        _promise(promised)
         + (
             "- **No secure aggregation**: the coordinator saw each silo's delta."
             if silos
             else "- **No secure aggregation**: there was one place of training."
         ),
         "## Data",
-        _data(data, silos),
+        _data(data, silos) if promised["promise"] is None else _little(data, silos),
         "## Held-out test metrics",
         _table(scores),
         "## Settings",
         _settings(config, federated=bool(silos)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _promise(promised: Mapping[str, Any]) -> str:
+    """The promise with its conditions, whole: who reads the card may not have the run's folder."""
+    promise = promised["promise"]
+    if promise is None:
+        told = "No differential privacy**: what was trained may reveal single training examples."
+        return f"- **{told}\n"
+    first, second = promise["accountant"], promise["second_accountant"]
+    return (
+        f"- **Differential privacy** (mode `{promised['mode']}`): epsilon "
+        f"{promise['epsilon']:.4g} at delta {promise['delta']:g} for the presence of one "
+        f"{promise['unit']} (add/remove), by {first['name']} ({first['library']}); by "
+        f"{second['name']}: {second['epsilon']:.4g}. Against {promise['adversary']}. Not covered: "
+        + "; ".join(promised["not_covered"])
+        + ".\n"
+    )
+
+
+def _little(data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
+    """What may be told of private data: no exact count, no fingerprint."""
+    lines = [f"- examples of format `{data.format}`; how many is not told"]
+    return "\n".join([*lines, *([f"- {len(silos)} silos"] if silos else [])])
 
 
 def _data(data: DataFacts, silos: Mapping[str, int | None] | None) -> str:

@@ -13,13 +13,13 @@ the promise leaves out. privacy.md tells the same and no more: it is made from p
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedtune.atomic import write_text
 from fedtune.config.schema import PrivacyConfig
 from fedtune.privacy.accounting import Figure, figures
+from fedtune.privacy.done import Done
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.ledger import Charge
 from fedtune.privacy.plan import ExecutionPlan
@@ -55,19 +55,6 @@ _HELD_OUT = {
     "refuse": "nothing was computed on held-out rows (`held_out: refuse`); whoever scores the "
     "model on private rows later publishes something that is not counted here",
 }
-
-
-@dataclass(frozen=True)
-class Done:
-    """What was done on one party's data: the plan, what was released of it, and its charge.
-
-    `events` are all noisy sums that left, repeated ones included, and `steps` their number.
-    """
-
-    plan: ExecutionPlan
-    events: Sequence[GaussianEvent]
-    steps: int
-    charge: Charge | None = None
 
 
 def write_statement(

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
+from fedtune.privacy.done import Done
 from fedtune.reports.manifest import write_manifest
 from fedtune.reports.model_card import write_model_card
+from fedtune.reports.privacy_statement import write_statement
 
 
 def record_run(
@@ -14,10 +17,17 @@ def record_run(
     config: RunConfig,
     data: DataFacts,
     scores: Mapping[str, Mapping[str, float]],
+    done: Mapping[str, Done],
     *,
     command: str,
     silos: Mapping[str, int | None] | None = None,
-) -> None:
-    """Write the card into `out/adapter` and the manifest into `out`, replacing older ones."""
-    write_model_card(out / "adapter", config, data, scores, silos=silos)
+) -> dict[str, Any]:
+    """Write statement, card (into `out/adapter`) and manifest, replacing older ones.
+
+    `done` is the record of private steps. Gives the privacy statement.
+    """
+    rounds = None if silos is None else config.federation.rounds
+    promised = write_statement(out, config.privacy, done, rounds=rounds)
+    write_model_card(out / "adapter", config, data, scores, promised, silos=silos)
     write_manifest(out, config, data, command)
+    return promised

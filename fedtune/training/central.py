@@ -1,7 +1,7 @@
 """`fedtune train`: one model on all the data of one place."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter, without_adapter
+from fedtune.privacy.done import Done
 from fedtune.training import processes
 from fedtune.training.charging import charge_run
 from fedtune.training.checkpoints import CheckpointFolder, run_identity
@@ -44,6 +45,7 @@ class CentralResult:
     processes: int
     comparison: dict[str, dict[str, float]]
     data: DataFacts
+    done: Mapping[str, Done]
 
 
 def train(
@@ -71,11 +73,12 @@ def train(
             comparison["base"] = _score(prepared)
     identity = run_identity(config, facts)
     checkpoints = CheckpointFolder(out / "checkpoints", identity)
+    charge = None
     if private is not None:
         # what a stopped run did after its last checkpoint was seen by nobody
         again = 0 if checkpoints.latest_step else None
         rows = prepared.splits.train
-        charge_run(config, rows, private, run=identity, purpose="train", again=again)
+        charge = charge_run(config, rows, private, run=identity, purpose="train", again=again)
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]
@@ -106,6 +109,9 @@ def train(
         processes=processes.count(),
         comparison=comparison,
         data=facts,
+        done={"run": Done(private.plan, [private.plan.event(result.steps)], result.steps, charge)}
+        if private
+        else {},
     )
 
 

@@ -22,6 +22,8 @@ from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.read_json import read_json
 from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel, build_central
+from fedtune.privacy.done import Done
+from fedtune.privacy.ledger import Charge
 from fedtune.training.charging import charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import check_private
@@ -37,7 +39,8 @@ class SimulationResult:
     """The rounds, where the adapter is, and scores on the held-out test set.
 
     `comparison` maps base, best silo alone, mean silo alone, federated and central to metrics;
-    `silos` each silo to its examples, or to None where silos are promised privacy.
+    `silos` each silo to its examples, or to None where silos are promised privacy. `done` is the
+    record of private steps, by silo.
     """
 
     rounds: list[RoundReport]
@@ -45,6 +48,7 @@ class SimulationResult:
     comparison: dict[str, dict[str, float]]
     data: DataFacts
     silos: dict[str, int | None]
+    done: Mapping[str, Done]
 
 
 def simulate(
@@ -102,7 +106,7 @@ def simulate(
         if on_round is not None:
             on_round(report)
 
-    _charge(setting, out, resume=resume)
+    charges = _charge(setting, out, resume=resume)
     loggers = open_loggers(config, out)
     try:
         state, reports = engine_of(config)(setting, on_work, coordinate)
@@ -123,11 +127,13 @@ def simulate(
     if scores:
         write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
     sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
-    return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes)
+    done = _done(setting, rule, charges)
+    return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes, done)
 
 
-def _charge(setting: Setting, out: Path, *, resume: bool) -> None:
+def _charge(setting: Setting, out: Path, *, resume: bool) -> dict[str, Charge | None]:
     """Charge each silo's private steps of all rounds, before any is taken."""
+    charges = {}
     config = setting.config
     finished = latest_round(out / "checkpoints") == config.federation.rounds
     for name, private in sorted(setting.private.items()):
@@ -135,7 +141,21 @@ def _charge(setting: Setting, out: Path, *, resume: bool) -> None:
         a_round = private.plan.steps // config.federation.rounds
         again = (0 if finished else a_round) if resume else None
         rows = setting.splits.train.select(setting.partition[name])
-        charge_run(config, rows, private, run=config.hash, purpose=f"silo {name}", again=again)
+        charges[name] = charge_run(
+            config, rows, private, run=setting.identity, purpose=f"silo {name}", again=again
+        )
+    return charges
+
+
+def _done(setting: Setting, rule: Rule, charges: Mapping[str, Charge | None]) -> dict[str, Done]:
+    """What the statement is about: each silo's steps in all rounds, or the coordinator's rounds."""
+    if isinstance(rule, SiloLevel):
+        spent = rule.spending
+        return {"run": Done(rule.plan, spent.events(), len(spent.released))}
+    return {
+        name: Done(private.plan, [private.plan.event()], private.plan.steps, charges[name])
+        for name, private in setting.private.items()
+    }
 
 
 def rule_of(config: RunConfig, silos: int, checkpoints: Path) -> Rule:
