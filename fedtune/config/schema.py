@@ -108,6 +108,11 @@ class DataConfig(Section):
     format: Literal["auto", "text", "prompt_completion", "messages", "text_label"] = Field(
         "auto", description="What a row is; `auto` tells from its columns."
     )
+    label_prompt: str | None = Field(
+        None,
+        description="text_label: learn to write a row's text after this prompt, in which `{label}` "
+        "stands for its label (`causal_lm`; `fedtune synthesize` then writes texts of a label).",
+    )
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
     bad_rows: Literal["refuse", "skip"] = Field(
         "refuse", description="Refuse the run on a bad row, or skip it and count it."
@@ -140,6 +145,9 @@ class DataConfig(Section):
         if self.source != "hub" and self.hub_id:
             raise ValueError(f"`hub_id` needs `source: hub`, not `source: {self.source}`")
         self.refuse_idle("source", {"hub_split": ("hub",), "embedded_patients": ("embedded",)})
+        self.refuse_idle("format", {"label_prompt": ("text_label",)})
+        if self.label_prompt is not None and "{label}" not in self.label_prompt:
+            raise ValueError("`label_prompt` has no `{label}`, the place of a row's label")
         if self.changed("test_fraction") and self.test_files:
             raise ValueError("`test_fraction` can't be used with `test_files`")
         if self.validation_fraction and self.validation_files:
@@ -170,7 +178,8 @@ class TaskConfig(Section):
     )
     labels: list[str] = Field(
         default_factory=list,
-        description="sequence_classification: label names in order; empty: sorted from the data.",
+        description="sequence_classification: label names in order; empty: sorted from the data. "
+        "causal_lm with `data.label_prompt`: the labels that `fedtune synthesize` writes.",
     )
 
     @property
@@ -180,8 +189,7 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_task(self) -> "TaskConfig":
-        language, classes = ("causal_lm",), ("sequence_classification",)
-        self.refuse_idle("name", {"loss_on": language, "packing": language, "labels": classes})
+        self.refuse_idle("name", dict.fromkeys(("loss_on", "packing"), ("causal_lm",)))
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("`labels` names a label twice")
         return self
@@ -590,6 +598,7 @@ class RunConfig(Section):
             "text_label",
         ):
             raise ValueError("`task.name: sequence_classification` needs `data.format: text_label`")
+        self._check_labels()
         if federation.aggregation != "fedavg":
             if adapter.method != "lora":
                 raise ValueError(
@@ -617,6 +626,21 @@ class RunConfig(Section):
                     )
         self._check_privacy()
         return self
+
+    def _check_labels(self) -> None:
+        """Refuse labels, or a prompt of them, that nothing would read."""
+        prompt, classify = self.data.label_prompt, self.task.head == "sequence_classification"
+        if classify and prompt is not None:
+            raise ValueError("`data.label_prompt` needs `task.name: causal_lm`")
+        if not classify and self.data.format == "text_label" and prompt is None:
+            raise ValueError(
+                "`data.format: text_label` needs `task.name: sequence_classification`, or "
+                "`data.label_prompt` to learn texts of a label"
+            )
+        if not classify and self.task.labels and prompt is None:
+            raise ValueError(
+                "`task.labels` needs `task.name: sequence_classification` or `data.label_prompt`"
+            )
 
     def _check_privacy(self) -> None:
         """Refuse what would make the promise false."""

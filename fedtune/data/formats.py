@@ -27,7 +27,15 @@ def canonical_row(raw: Mapping[str, Any], layout: Layout, where: str) -> dict[st
     if layout.format == "messages":
         return row | _conversation(raw, layout.content)
     parts = {p: _PARTS.get(p, _text)(raw, column) for p, column in layout.content.items()}
+    if layout.label_prompt is not None:
+        prompt = label_prompt(layout.label_prompt, parts["label"])
+        return row | {"prompt": prompt, "completion": parts["text"]}
     return row | _joined(parts)
+
+
+def label_prompt(template: str, label: str) -> str:
+    """The prompt that texts of `label` are learned and written after."""
+    return template.replace("{label}", label)
 
 
 def _conversation(raw: Mapping[str, Any], content: Mapping[str, str]) -> dict[str, Any]:

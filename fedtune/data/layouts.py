@@ -13,7 +13,8 @@ from fedtune.errors import InputError
 class Layout:
     """A format and the source column of each part that its rows are made of (`_SHAPES`).
 
-    An identity column that is None is made up by the loader.
+    An identity column that is None is made up by the loader. With a `label_prompt` the text and
+    label of a row become its completion and its prompt.
     """
 
     format: str
@@ -21,6 +22,7 @@ class Layout:
     record_id: str | None = None
     privacy_unit: str | None = None
     silo: str | None = None
+    label_prompt: str | None = None
 
 
 # Parts that rows of a format may be made of, the usual shape first. `conversations` is ShareGPT's
@@ -67,7 +69,10 @@ def find_layout(
     _refuse_idle(data.columns, format, content)
     if silo:
         _require(silo, columns, where, "federation.partition.column")
-    return Layout(format, content, data.columns.record_id, data.columns.privacy_unit, silo)
+    if data.label_prompt is not None:
+        format = "prompt_completion"
+    ids = data.columns.record_id, data.columns.privacy_unit
+    return Layout(format, content, *ids, silo, data.label_prompt)
 
 
 def _content(

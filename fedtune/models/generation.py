@@ -15,11 +15,15 @@ from fedtune.models.saved import Loaded
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens: the likeliest at temperature 0, else drawn from `seed`."""
+    """How to choose tokens: the likeliest at temperature 0, else drawn from `seed`.
+
+    `top_p` below 1 draws from the likeliest tokens that have this share together.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,7 @@ def generate(
     A prompt's completion does not depend on the others. Raises InputError if the model can't
     write, knows no chat template, or a prompt is empty or leaves it no room.
     """
-    if loaded.task != "causal_lm":
-        raise InputError(
-            "a classifier writes no text", expected="a run with `task.name: causal_lm`"
-        )
+    _check_writes(loaded)
     if chat and not loaded.tokenizer.chat_template:
         raise InputError(
             "the tokenizer has no chat template", mend="leave out `--chat` for this model"
@@ -51,9 +52,29 @@ def generate(
     encoded = [_encode(loaded.tokenizer, prompt, chat) for prompt in prompts]
     limits = [min(sampling.max_new_tokens, _room(loaded, len(ids))) for ids in encoded]
     return [
-        _complete(loaded, prompt, ids, sampling, limit)
+        _complete(loaded, prompt, ids, sampling, limit)[0]
         for prompt, ids, limit in zip(prompts, encoded, limits, strict=True)
     ]
+
+
+def draw(loaded: Loaded, prompt: str, count: int, sampling: Sampling) -> list[Completion]:
+    """`count` completions of one prompt, drawn at once from `sampling.seed`.
+
+    Raises InputError as `generate` does, and at temperature 0, where all would be the same.
+    """
+    _check_writes(loaded)
+    if sampling.temperature <= 0:
+        raise InputError("texts are drawn: all would be the same at temperature 0")
+    ids = _encode(loaded.tokenizer, prompt, chat=False)
+    limit = min(sampling.max_new_tokens, _room(loaded, len(ids)))
+    return _complete(loaded, prompt, ids, sampling, limit, count)
+
+
+def _check_writes(loaded: Loaded) -> None:
+    if loaded.task != "causal_lm":
+        raise InputError(
+            "a classifier writes no text", expected="a run with `task.name: causal_lm`"
+        )
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
@@ -86,13 +107,16 @@ def _room(loaded: Loaded, length: int) -> int:
 
 
 def _complete(
-    loaded: Loaded, prompt: str, ids: list[int], sampling: Sampling, limit: int
-) -> Completion:
-    stops = stop_tokens(loaded)
+    loaded: Loaded, prompt: str, ids: list[int], sampling: Sampling, limit: int, count: int = 1
+) -> list[Completion]:
+    stops, drawn = stop_tokens(loaded), sampling.temperature > 0
     settings = GenerationConfig(
         max_new_tokens=limit,
-        do_sample=sampling.temperature > 0,
+        num_return_sequences=count,
+        do_sample=drawn,
         temperature=sampling.temperature or None,
+        top_p=sampling.top_p if drawn else None,
+        top_k=0 if drawn else None,  # left out, `transformers` would draw from the likeliest 50
         eos_token_id=sorted(stops),
         pad_token_id=filler(loaded.tokenizer),
     )
@@ -103,10 +127,15 @@ def _complete(
         whole = loaded.model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), generation_config=settings
         )
-    new = whole[0, len(ids) :].tolist()
-    stopped = bool(new) and new[-1] in stops
-    text = loaded.tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True)
-    return Completion(prompt, text, len(new), stopped)
+    rows = whole[:, len(ids) :].tolist()
+    return [_completion(loaded.tokenizer, prompt, row, stops) for row in rows]
+
+
+def _completion(tokenizer: Any, prompt: str, new: list[int], stops: set[int]) -> Completion:
+    """What `new` tokens say up to the first stop; after it comes filler, if longer ones go on."""
+    end = next((place for place, token in enumerate(new) if token in stops), None)
+    text = tokenizer.decode(new[:end], skip_special_tokens=True)
+    return Completion(prompt, text, len(new) if end is None else end + 1, end is not None)
 
 
 def stop_tokens(loaded: Loaded) -> set[int]:

@@ -54,6 +54,30 @@ def test_a_union_is_one_problem(tmp_path: Path) -> None:
     assert "text or a list" in str(caught.value)
 
 
+LABELLED = "data.format=text_label"
+PROMPT = "data.label_prompt='a {label}'"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([LABELLED, "data.label_prompt=label"], "no `{label}`"),
+        ([PROMPT], "`label_prompt` needs `format: text_label`"),
+        ([LABELLED], "`data.label_prompt` to learn texts of a label"),
+        (["task.labels=[a, b]"], "`data.label_prompt`"),
+        (
+            [LABELLED, PROMPT, "task.name=sequence_classification"],
+            "`data.label_prompt` needs `task.name: causal_lm`",
+        ),
+    ],
+)
+def test_labels_that_nothing_would_read_are_refused(overrides: list[str], says: str) -> None:
+    assert load_config(None, [LABELLED, PROMPT, "task.labels=[a, b]"]).task.labels == ["a", "b"]
+    with pytest.raises(InputError) as caught:
+        load_config(None, overrides)
+    assert says in str(caught.value)
+
+
 def test_a_duplicate_key_is_refused_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.yaml:2.*duplicate"):
         load_config(write(tmp_path, "seed: 1\nseed: 2\n"))

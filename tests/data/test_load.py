@@ -129,6 +129,18 @@ def test_a_row_is_read_by_its_columns_and_the_task(tmp_path: Path) -> None:
     assert load_splits(config(messages)).train[0]["messages"] == chat
 
 
+def test_a_text_is_learned_after_its_label(tmp_path: Path) -> None:
+    rows = [{"note": f"t{i} {{label}}", "label": "{x}" if i % 2 else 7} for i in range(9)]
+    told = {"format": "text_label", "columns": {"text": "note"}, "label_prompt": "a {label} {n}:"}
+    splits = load_splits(config(jsonl(tmp_path / "l.jsonl", rows), **told))
+    assert splits.train.format == "prompt_completion"
+    found = {(row["prompt"], row["completion"]) for row in splits.train.rows}
+    assert found < {(f"a {row['label']} {{n}}:", row["note"]) for row in rows}
+    # another prompt makes other rows of the same file
+    again = load_splits(config(tmp_path / "l.jsonl", **{**told, "label_prompt": "{label}"}))
+    assert set(again.train.rows["prompt"]) == {"7", "{x}"}
+
+
 CHAT = {"messages": [{"role": "user", "content": "q"}]}
 BAD: list[tuple[Any, str]] = [
     ("{oops", "not JSON"),
