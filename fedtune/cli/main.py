@@ -19,10 +19,12 @@ import typer  # noqa: E402
 from fedtune.cli import budget, config, data  # noqa: E402
 from fedtune.cli.doctor import doctor  # noqa: E402
 from fedtune.cli.evaluate import evaluate  # noqa: E402
+from fedtune.cli.evaluate_synthetic import evaluate_synthetic  # noqa: E402
 from fedtune.cli.generate import generate  # noqa: E402
 from fedtune.cli.interrupts import TerminatedError, terminable  # noqa: E402
 from fedtune.cli.merge import merge  # noqa: E402
 from fedtune.cli.simulate import simulate  # noqa: E402
+from fedtune.cli.synthesize import synthesize  # noqa: E402
 from fedtune.cli.train import train  # noqa: E402
 from fedtune.errors import InputError, RunFailedError  # noqa: E402
 
@@ -63,6 +65,8 @@ app.command()(simulate)
 app.command()(evaluate)
 app.command()(generate)
 app.command()(merge)
+app.command()(synthesize)
+app.command()(evaluate_synthetic)
 app.command()(doctor)
 
 

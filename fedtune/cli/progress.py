@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,6 +87,20 @@ def simulation_progress(rounds: int, console: Console | None = None) -> Iterator
     shown = LiveRounds(console, rounds)
     with Live(console=console, get_renderable=shown.render, transient=True, refresh_per_second=4):
         yield shown
+
+
+@contextmanager
+def counting(
+    what: str, total: int, console: Console | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A bar that hears how many more of `total` are done; nothing outside a terminal."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    with _bar(console) as progress:
+        task = progress.add_task(what, total=total, detail="")
+        yield lambda count: progress.advance(task, count)
 
 
 class Rounds(Protocol):
