@@ -1,0 +1,1 @@
+"""Measurements, each run as `python -m benchmarks.NAME`. Opacus installs a package of this name."""
