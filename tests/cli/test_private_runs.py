@@ -131,7 +131,7 @@ def test_a_silos_steps_are_planned_for_all_rounds_and_nothing_exact_leaves_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = tmp_path / "run"
-    three = {"rounds": 3, "partition": {"strategy": "iid", "silos": 2}}
+    three = {"rounds": 3, "partition": {"by": "iid", "silos": 2}}
     given = arguments(
         folder,
         "--json",
