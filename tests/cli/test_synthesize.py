@@ -4,26 +4,12 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedtune.cli.main import main
 from fedtune.reports.manifest import file_digests
-
-# of the shape that a run's privacy.json has; its figures are told apart from all others
-STATEMENT = {
-    "version": 1,
-    "mode": "local",
-    "promise": {
-        "epsilon": 7.123456789,
-        "delta": 1e-5,
-        "unit": "patient",
-        "relation": "add_remove",
-        "accountant": {"name": "pld", "epsilon": 7.123456789, "library": "dp-accounting 0.6.0"},
-        "adversary": "everybody outside the place whose data these are",
-    },
-    "parties": {"run": {"sampling": "poisson", "units": 12}},
-}
 
 
 def train(folder: Path, *settings: str) -> Path:
@@ -44,29 +30,29 @@ def open_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private run whose statement is gone."""
-    run = train(
-        tmp_path_factory.mktemp("private"), "privacy.mode=local", "privacy.noise_multiplier=1"
-    )
-    for name in ("privacy.json", "privacy.md"):
-        (run / name).unlink(missing_ok=True)
-    return run
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private run, as `train` leaves it."""
+    folder = tmp_path_factory.mktemp("private")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDTUNE_LEDGER", str(folder / "ledger.sqlite"))
+        return train(folder, "privacy.mode=local", "privacy.noise_multiplier=1")
 
 
 @pytest.fixture
-def private_run(bare_run: Path, tmp_path: Path) -> Path:
-    """The same with a statement that its manifest lists."""
+def private_run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to tamper with."""
     run = tmp_path / "private"
-    shutil.copytree(bare_run, run)
-    state(run, STATEMENT)
+    shutil.copytree(finished, run)
     return run
 
 
-def state(run: Path, statement: dict[str, object]) -> None:
+def statement(run: Path) -> dict[str, Any]:
+    return json.loads((run / "privacy.json").read_text())
+
+
+def state(run: Path, said: dict[str, Any]) -> None:
     """Put a statement in the run's folder, and into its manifest."""
-    (run / "privacy.json").write_text(json.dumps(statement))
-    (run / "privacy.md").write_text("# Privacy\n\nOf the run, in words.\n")
+    (run / "privacy.json").write_text(json.dumps(said))
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["files"] = file_digests(run)
     (run / "manifest.json").write_text(json.dumps(manifest))
@@ -100,18 +86,23 @@ def test_texts_inherit_the_statement_of_the_run(private_run: Path, tmp_path: Pat
     assert all(row.keys() == {"text", "label"} and row["text"].strip() for row in rows)
     said = json.loads((tmp_path / "texts.jsonl.privacy.json").read_text())
     assert said["protected"] is True
-    assert said["inherited"] == STATEMENT
+    own = statement(private_run)
+    assert said["inherited"] == own
     assert said["texts"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert said["texts"]["labels"] == {"Asthma": 3, "Gout": 3}
     page = (tmp_path / "texts.jsonl.privacy.md").read_text()
     # the figure in full and never bare
+    epsilon = own["promise"]["epsilon"]
+    assert epsilon > 0
     claim = (
-        "epsilon 7.123456789 at delta 1e-05, unit patient, relation add_remove, sampling poisson, "
-        "by the pld accountant. It holds against everybody outside the place whose data these are."
+        f"epsilon {epsilon!r} at delta 1e-05, unit patient, relation add_remove, sampling poisson, "
+        "by the pld accountant. It holds against everybody outside the place whose data these are"
     )
     assert claim in said["summary"]
     assert claim in page
-    assert "### Privacy\n\nOf the run, in words." in page
+    prose = (private_run / "privacy.md").read_text()
+    assert "### Privacy\n" in page
+    assert set(prose.splitlines()) - {""} <= {line.removeprefix("##") for line in page.splitlines()}
     assert "post-processing" in page
     assert str(tmp_path) not in page + json.dumps(said)
 
@@ -135,12 +126,16 @@ def test_texts_of_a_run_without_privacy_need_an_admission_and_say_so(
 
 
 def test_a_private_run_without_its_own_statement_is_refused(
-    bare_run: Path, private_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    private_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "texts.jsonl"
-    assert "no privacy statement" in refused(capsys, bare_run, out, "--labels", "Gout")
     err = refused(capsys, private_run, out, "--labels", "Gout", "--not-private")
     assert "--not-private: the run is private" in err
+    for name in ("privacy.md", "privacy.json"):
+        (private_run / name).unlink()
+        assert f"{name}: there is no privacy st" in refused(
+            capsys, private_run, out, "--labels", "Gout"
+        )
 
 
 @pytest.mark.parametrize("name", ["privacy.json", "privacy.md", "adapter", "config.yaml"])
@@ -156,8 +151,7 @@ def test_a_statement_of_another_model_is_refused(
         shutil.rmtree(path)
         shutil.copytree(open_run / name, path)
     else:
-        text = path.read_text()
-        path.write_text(text.replace("7.123456789", "1.0").replace("words", "w") + "\n")
+        path.write_text(path.read_text() + "\n")
     err = refused(capsys, private_run, tmp_path / "texts.jsonl", "--labels", "Gout")
     assert f"{name}" in err.partition("is not what the run left")[0]
 
@@ -165,8 +159,8 @@ def test_a_statement_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"promise": {**STATEMENT["promise"], "unit": None}}, "says no `promise.unit`"),
-        ({"promise": {**STATEMENT["promise"], "adversary": None}}, "says no `promise.adversary`"),
+        ({"promise": {"unit": None}}, "says no `promise.unit`"),
+        ({"promise": {"adversary": None}}, "says no `promise.adversary`"),
         ({"parties": {}}, "says no `parties`"),
         ({"promise": None}, "promises nothing under the run's mode"),
         ({"mode": "central"}, "promises nothing under the run's mode"),
@@ -176,10 +170,13 @@ def test_a_statement_that_leaves_a_part_out_is_refused(
     private_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    changes: dict[str, object],
+    changes: dict[str, Any],
     says: str,
 ):
-    state(private_run, STATEMENT | changes)
+    said = statement(private_run)
+    if changes.get("promise"):
+        changes = {"promise": said["promise"] | changes["promise"]}
+    state(private_run, said | changes)
     assert says in refused(capsys, private_run, tmp_path / "texts.jsonl", "--labels", "Gout")
 
 
@@ -255,7 +252,7 @@ def test_bad_input_is_told(
 
 def test_bad_folders_and_files_are_told(
     open_run: Path,
-    bare_run: Path,
+    private_run: Path,
     run_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -266,7 +263,7 @@ def test_bad_folders_and_files_are_told(
     assert "is no .jsonl file" in refused(capsys, open_run, tmp_path / "t.csv", *gout)
     (tmp_path / "file").write_text("")
     assert "can't be written" in refused(capsys, open_run, tmp_path / "file" / "t.jsonl", *gout)
-    assert "no label is named" in refused(capsys, bare_run, out)
+    assert "no label is named" in refused(capsys, private_run, out)
     # a run that learned no texts by label
     assert "label_prompt" in refused(capsys, run_folder, out, *gout)
     no_place = ("--prompt-template", "label")

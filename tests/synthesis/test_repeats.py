@@ -6,6 +6,7 @@ ROW = "".join(chr(ord("a") + i % 26) + str(i) for i in range(60))
 
 
 def test_fifty_characters_are_a_repeat_and_forty_nine_are_none():
-    texts = ["x" + ROW[20:70] + "x", "x" + ROW[20:69] + "x", "short", ROW]
+    texts = [ROW[20:70], "x" + ROW[20:69] + "x", "short", "x" + ROW[20:70]]
     assert repeating_share(texts, ["other" * 20, ROW]) == 0.5
+    assert repeating_share(texts, [ROW[20:70]]) == 0.5
     assert repeating_share(texts, ["other" * 20]) == 0.0
