@@ -540,7 +540,7 @@ class OutputConfig(Section):
         if b"\0" in os.fsencode(path):
             raise ValueError("can't be a folder's name: it holds a NUL character")
         for of, size, most in (
-            ("a name in it", max(map(len, names)), _LONGEST_NAME),
+            ("a name in it", max(map(len, names), default=0), _LONGEST_NAME),
             ("it", len(os.fsencode(path)), _LONGEST_PATH),
         ):
             if size > most:
