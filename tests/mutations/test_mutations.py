@@ -1,0 +1,19 @@
+"""Every known way of breaking the promise is found by the tests that guard it."""
+
+import pytest
+
+from tests.mutations.bugs import BUGS
+from tests.mutations.patched import Mutation, outcome
+
+TESTS_FAILED = 1
+
+
+def test_there_are_enough_and_no_two_are_one():
+    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 40
+    assert len({(bug.file, bug.before, bug.after) for bug in BUGS}) == len(BUGS)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_mutation_is_caught(bug: Mutation):
+    code, told = outcome(bug)
+    assert code == TESTS_FAILED, told[-2000:]
