@@ -24,7 +24,7 @@ BUGS = [
     # sampling and its accounting
     _bug(
         "fixed-size batches counted as Poisson samples",
-        "private-transformers issue 7; privacy.md 1",
+        "private-transformers issue 7; way 1",
         "privacy/sampling",
         "np.flatnonzero(self._source.uniform(count) < self._plan.sample_rate)",
         "np.argsort(self._source.uniform(count))[: round(self._plan.expected_batch)]",
@@ -69,7 +69,7 @@ BUGS = [
     ),
     _bug(
         "sample rate of rows where units are patients",
-        "privacy.md 2; Opacus issue 813",
+        "way 2; Opacus issue 813",
         "training/private",
         "plan_steps(config.privacy, unit, len(units), config",
         "plan_steps(config.privacy, unit, len(rows), config",
@@ -105,7 +105,7 @@ BUGS = [
     ),
     _bug(
         "a patient's rows are not bounded",
-        "privacy.md 3",
+        "way 3",
         "privacy/sampling",
         "if len(rows) <= limit:",
         "if True:",
@@ -123,7 +123,7 @@ BUGS = [
     ),
     _bug(
         "rows of several patients in one sequence",
-        "privacy.md 3",
+        "way 3",
         "config/schema",
         "if self.task.packing:\n                raise ValueError(\n"
         "                    \"`privacy.mode: local` can't",
@@ -135,7 +135,7 @@ BUGS = [
     # steps
     _bug(
         "an empty batch is skipped",
-        "privacy.md 5",
+        "way 5",
         "privacy/dp_sgd",
         "        units = steps._sampler.take()\n",
         "        units = steps._sampler.take()\n        if not units:\n            return\n",
@@ -144,7 +144,7 @@ BUGS = [
     ),
     _bug(
         "an empty batch is noised but not counted",
-        "privacy.md 5",
+        "way 5",
         "privacy/dp_sgd",
         "steps.taken += 1",
         "steps.taken += bool(units)",
@@ -198,7 +198,7 @@ BUGS = [
     ),
     _bug(
         "dropout masks that the run's seed tells",
-        "privacy.md 10; HF set_seed",
+        "way 10; HF set_seed",
         "privacy/dp_sgd",
         "        torch.manual_seed(int(steps.source.uniform(1)[0] * 2**53))\n",
         "",
@@ -244,7 +244,7 @@ BUGS = [
     ),
     _bug(
         "batch statistics are let through",
-        "privacy.md 10; Opacus issue 813's list",
+        "way 10; Opacus issue 813's list",
         "privacy/per_example",
         "if isinstance(layer, _BATCH_STATISTICS):",
         "if False:",
@@ -317,7 +317,7 @@ BUGS = [
     ),
     _bug(
         "adaptive clipping's count has no noise",
-        "privacy.md 10",
+        "way 10",
         "privacy/clipping",
         "within + float(source.normal(1, plan.count_noise)[0])",
         "within",
@@ -336,7 +336,7 @@ BUGS = [
     # noise
     _bug(
         "noise from a seed",
-        "Flower: np.random.normal; privacy.md 7",
+        "Flower: np.random.normal; way 7",
         "privacy/noise",
         "super().__init__(os.urandom(32))",
         "super().__init__(bytes(32))",
@@ -419,7 +419,7 @@ BUGS = [
     # releases beside the model
     _bug(
         "early stopping by somebody's rows",
-        "privacy.md 9; folklore (best checkpoint by private evaluation)",
+        "way 9; folklore (best checkpoint by private evaluation)",
         "config/schema",
         'if self.privacy.held_out == "refuse":',
         "if False:",
@@ -428,7 +428,7 @@ BUGS = [
     ),
     _bug(
         "exact metrics beside a private model",
-        "privacy.md 9",
+        "way 9",
         "training/private",
         'config.privacy.mode == "none" or config.privacy.held_out == "public"',
         "True",
@@ -438,7 +438,7 @@ BUGS = [
     # silo level
     _bug(
         "deltas weighted by example counts under an unweighted clip",
-        "flower: DP strategies around FedAvg; privacy.md 11",
+        "flower: DP strategies around FedAvg; way 11",
         "privacy/central",
         "self._sum.add(delta)",
         "self._sum.add(delta * weight)",
@@ -456,7 +456,7 @@ BUGS = [
     ),
     _bug(
         "noise before its charge is on disk",
-        "openmed issue 2826; privacy.md 8",
+        "openmed issue 2826; way 8",
         "privacy/central",
         "        rule.spending.charge(number)\n",
         "",
@@ -465,7 +465,7 @@ BUGS = [
     ),
     _bug(
         "a restarted coordinator begins from zero",
-        "Opacus issues 608, 688 (a fresh engine each round); privacy.md 8",
+        "Opacus issues 608, 688 (a fresh engine each round); way 8",
         "privacy/central",
         "if released < rounds:",
         "if False:",
@@ -493,7 +493,7 @@ BUGS = [
     # the ledger
     _bug(
         "the budget looks at the new run alone",
-        "privacy.md 8; flower issue 605",
+        "way 8; flower issue 605",
         "privacy/ledger",
         "if after.pld <= most and after.pld < math.inf:",
         "if alone.pld <= most and alone.pld < math.inf:",
@@ -511,7 +511,7 @@ BUGS = [
     ),
     _bug(
         "people are known by their rows' position",
-        "privacy.md 8 (the same data under another file name)",
+        "way 8 (the same data under another file name)",
         "privacy/fingerprints",
         '_keyed(key, "patient", _one_form(row["unit_id"]))',
         '_keyed(key, "patient", row["record_id"])',
