@@ -11,6 +11,7 @@ is the nearest whole number. Results are lines of FILE.jsonl; what has its line 
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -55,6 +56,7 @@ def settings_of(epsilon: float, seed: int) -> RunConfig:
 
 def with_fedtune(config: RunConfig) -> Result:
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["FEDTUNE_LEDGER"] = str(Path(folder) / "ledger.sqlite")
         scores = train(config, Path(folder) / "run").comparison["trained"]
     private = private_steps(config, load_splits(config).train)
     assert private is not None
