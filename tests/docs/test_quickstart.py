@@ -75,6 +75,6 @@ def test_the_commands_run_and_print_what_the_page_shows(
         path.name for path in adapter.iterdir()
     }
     named = re.findall(r"`(\w+\.(?:yaml|jsonl?))`", PAGE.partition("Beside the adapter lie")[2])
-    assert len(named) == 6
+    assert len(named) == 7
     for name in named:
         assert (tmp_path / "runs" / "lora" / name).exists(), name
