@@ -6,6 +6,7 @@ record-level charges that belong to none of these patients. A record-level charg
 of such a patient counts for them as `of_group` says.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,25 +39,35 @@ class Met:
 
 @dataclass(frozen=True)
 class Exposure:
-    """How many people a promise was made to, and the charges that the most exposed of them met.
+    """How many people a promise was made to, and how often the most exposed met each of `charges`.
 
-    Whatever one of them met is within one of `combinations`.
+    Whatever one of them met is within one of `times`, int64 [charges] each.
     """
 
     units: int
-    combinations: tuple[Events, ...]
+    charges: tuple[Met, ...]
+    times: tuple[np.ndarray, ...]
+
+    def adding(self, new: Met) -> "Exposure":
+        """The same when `new`, whose people are those of one of `charges`, is made as well."""
+        return dataclasses.replace(
+            self,
+            charges=tuple(
+                dataclasses.replace(met, events=(*met.events, *new.events))
+                if met.unit == new.unit and met.people is new.people
+                else met
+                for met in self.charges
+            ),
+        )
+
+    @property
+    def combinations(self) -> list[Events]:
+        """The events of each of `times`."""
+        return [merged(_events(self.charges, times)) for times in self.times]
 
     def figures(self, delta: float) -> "Figures":
         """The largest epsilon over these people at `delta`, by both accountants."""
-        events = [_few_kinds(events) for events in self.combinations]
-        bounds = [(_epsilon(some, delta, "rdp"), some) for some in events]
-        tight = 0.0
-        for bound, some in sorted(bounds, key=lambda pair: -pair[0]):
-            if bound <= tight:  # rdp is never less than pld
-                break
-            beyond = bound > _MOST_EPSILON
-            tight = max(tight, bound if beyond else min(bound, _epsilon(some, delta, "pld")))
-        return Figures(tight, max((bound for bound, _ in bounds), default=0.0))
+        return figures_of(self.combinations, delta)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,18 @@ class Figures:
 
     pld: float
     rdp: float
+
+
+def figures_of(combinations: Iterable[Events], delta: float) -> Figures:
+    """The largest epsilon of any of `combinations` at `delta`; 0 if there are none."""
+    bounds = [(_epsilon(few, delta, "rdp"), few) for few in map(_few_kinds, combinations)]
+    tight = 0.0
+    for bound, few in sorted(bounds, key=lambda pair: -pair[0]):
+        if bound <= tight:  # rdp is never less than pld
+            break
+        beyond = bound > _MOST_EPSILON
+        tight = max(tight, bound if beyond else min(bound, _epsilon(few, delta, "pld")))
+    return Figures(tight, max((bound for bound, _ in bounds), default=0.0))
 
 
 def _epsilon(events: Events, delta: float, accountant: Accountant) -> float:
@@ -134,13 +157,13 @@ def exposures(charges: Sequence[Met], touched_by: Met | None = None) -> dict[Uni
         touched = _times_met(patients, owned, touched_by) > 0
         patients = patients[touched]
         owned = _of(owned, patients)
-        records = records[_among(records, _union([touched_by.people.records]))]
+        records = records[_among(records, touched_by.people.known_records)]
     if len(patients):
         times = (_times_met(patients, owned, met) for met in charges)
         found["patient"] = _exposure(len(patients), charges, times)
     if len(records):
         at_records = [met for met in charges if met.unit == "record"]
-        times = (_among(records, _union([met.people.records])) for met in at_records)
+        times = (_among(records, met.people.known_records) for met in at_records)
         found["record"] = _exposure(len(records), at_records, times)
     return found
 
@@ -148,10 +171,10 @@ def exposures(charges: Sequence[Met], touched_by: Met | None = None) -> dict[Uni
 def meet(one: Met, other: Met) -> bool:
     """Whether anybody, by name or by words, is in both."""
     return any(
-        _among(values, _union([known])).any()
+        _among(values, known).any()
         for values, known in (
-            (one.people.records, other.people.records),
-            (one.people.patients, other.people.patients),
+            (one.people.known_records, other.people.known_records),
+            (one.people.known_patients, other.people.known_patients),
         )
     )
 
@@ -192,18 +215,18 @@ def _times_met(patients: np.ndarray, owned: People, met: Met) -> np.ndarray:
     Int64, a number for each of `patients` (sorted). A patient is met by name, or by their words
     under another name.
     """
-    by_name = _counts(patients, met.people.patients)
-    there = _among(owned.records, _union([met.people.records]))
+    if met.unit == "patient":
+        by_name = _among(patients, met.people.known_patients).astype(np.int64)
+    else:
+        by_name = _counts(patients, met.people.patients)
+    there = _among(owned.records, met.people.known_records)
     by_words = _counts(patients, owned.patients[there])
     times: np.ndarray = np.maximum(by_name, by_words)
     return np.minimum(times, 1) if met.unit == "patient" else times
 
 
 def _exposure(units: int, charges: Sequence[Met], times: Iterable[np.ndarray]) -> Exposure:
-    combinations = [
-        merged(_events(charges, combination)) for combination in _largest(_combined(units, times))
-    ]
-    return Exposure(units, tuple(combinations))
+    return Exposure(units, tuple(charges), tuple(_largest(_combined(units, times))))
 
 
 def _events(charges: Sequence[Met], times: np.ndarray) -> Iterator[GaussianEvent]:

@@ -11,6 +11,7 @@ import hmac
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -34,9 +35,19 @@ class People:
     records: np.ndarray
     patients: np.ndarray
 
+    @cached_property
+    def known_records(self) -> np.ndarray:
+        """`records`, sorted, each once."""
+        return np.unique(self.records)
+
+    @cached_property
+    def known_patients(self) -> np.ndarray:
+        """`patients`, sorted, each once."""
+        return np.unique(self.patients)
+
     def count(self, unit: Literal["record", "patient"]) -> int:
         """How many units there are: rows, or patients."""
-        return len(self.records) if unit == "record" else len(np.unique(self.patients))
+        return len(self.records) if unit == "record" else len(self.known_patients)
 
     def to_bytes(self) -> bytes:
         """Little-endian numbers, records then patients; `from_bytes` undoes it."""

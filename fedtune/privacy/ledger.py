@@ -7,7 +7,7 @@ would then have spent more than the budget. The budget is a row of the ledger it
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from fedtune.errors import InputError
 from fedtune.privacy.chained_rows import Addition, ChainedRows, Damage, Row
 from fedtune.privacy.events import GaussianEvent
-from fedtune.privacy.exposure import Exposure, Figures, Met, Unit, exposures, meet
+from fedtune.privacy.exposure import Exposure, Figures, Met, Unit, exposures, figures_of, meet
 from fedtune.privacy.fingerprints import People
 
 _ZERO = Figures(0.0, 0.0)
@@ -114,9 +114,10 @@ class Ledger:
             earlier = list(_met(charges, file))
             known = zip(charges, earlier, strict=True)
             runs = tuple(dict.fromkeys(row.body["run"] for row, met in known if meet(met, new)))
-            after = _most(exposures([*earlier, new], new), at)
-            before = _most(exposures([*earlier, Met(unit, people, ())], new), at) if runs else _ZERO
-            alone = Exposure(1, (new.events,)).figures(at) if runs else after
+            met_by_then = exposures([*earlier, Met(unit, people, ())], new).values()
+            after = _most([exposure.adding(new) for exposure in met_by_then], at)
+            before = _most(met_by_then, at) if runs else _ZERO
+            alone = figures_of([new.events], at) if runs else after
             self._refuse(before, alone, after, at, _least(budget, limit), runs)
             body = {
                 **{"kind": "charge", "time": _now(), "run": run, "purpose": purpose},
@@ -227,12 +228,8 @@ def _budget(rows: Sequence[Row]) -> Budget | None:
     return Budget(set_[-1]["epsilon"], set_[-1]["delta"]) if set_ else None
 
 
-def _most(found: Mapping[Unit, Exposure], delta: float) -> Figures:
-    each = [exposure.figures(delta) for exposure in found.values()]
-    return Figures(
-        max((figures.pld for figures in each), default=0.0),
-        max((figures.rdp for figures in each), default=0.0),
-    )
+def _most(found: Iterable[Exposure], delta: float) -> Figures:
+    return figures_of([events for exposure in found for events in exposure.combinations], delta)
 
 
 def _now() -> str:
