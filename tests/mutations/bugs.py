@@ -276,8 +276,8 @@ BUGS = [
         "privacy/clipping",
         "    if len(owners) == units:\n",
         "    if True:\n",
-        _STEPS,
-        "test_a_unit_moves_a_noiseless_step_by_its_norm_at_most",
+        _CLIP,
+        "test_it_is_what_a_loop_over_units_gives",
     ),
     _bug(
         "each layer is clipped to the whole norm",
@@ -322,7 +322,7 @@ BUGS = [
         "within + float(source.normal(1, plan.count_noise)[0])",
         "within",
         _STEPS,
-        "test_adaptive_clipping_pays_for_its_count_with_more_noise",
+        "test_the_count_of_adaptive_clipping_has_noise",
     ),
     _bug(
         "a unit moves adaptive clipping's count by one, not a half",
@@ -331,7 +331,7 @@ BUGS = [
         "clipped.within - (owners[-1] + 1) / 2",
         "clipped.within",
         _STEPS,
-        "test_adaptive_clipping_pays_for_its_count_with_more_noise",
+        "test_adaptive_clipping_stays_where_half_of_the_units_are_within",
     ),
     # noise
     _bug(

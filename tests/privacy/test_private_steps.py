@@ -131,6 +131,29 @@ def test_adaptive_clipping_pays_for_its_count_with_more_noise(plan_of: Plans):
     assert plan.sum_noise_multiplier > 1.2
 
 
+def moved(plan: ExecutionPlan) -> float:
+    """The clipping norm after one step in which half of the units are within it."""
+    model, count = net(), plan.units
+    losses, rows = losses_of(model), rows_of(count)
+    beyond = {id(row) for row in rows[: count // 2]}
+    steps = steps_of(plan)
+    scale = lambda some: torch.tensor([float(id(row) in beyond) for row in some])  # noqa: E731
+    steps.attach(model).set_gradients(lambda some: losses(some) * scale(some), rows)
+    return steps.norm
+
+
+def test_adaptive_clipping_stays_where_half_of_the_units_are_within(plan_of: Plans):
+    how = {"clipping": "adaptive", "sampling": "full", "units": 20, "clipping_norm": 1e-6}
+    plan = plan_of(noise_multiplier=1e-4, count_noise=1e-3, batch=20, **how)
+    assert moved(plan) == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_the_count_of_adaptive_clipping_has_noise(plan_of: Plans):
+    how = {"clipping": "adaptive", "sampling": "full", "units": 20, "clipping_norm": 1e-6}
+    plan = plan_of(noise_multiplier=1.0, count_noise=2.0, batch=20, **how)
+    assert len({moved(plan) for _ in range(5)}) == 5
+
+
 def test_two_runs_of_one_seed_differ(plan_of: Plans):
     plan = plan_of(units=8, batch=8, sampling="full")
     one, other = run(plan), run(plan)
