@@ -65,6 +65,32 @@ def _figure(events: Sequence[GaussianEvent], delta: float, name: Accountant) -> 
     return Figure(name, epsilon(events, delta, name), library)
 
 
+def epsilon_of_selection(
+    events: Sequence[GaussianEvent],
+    delta: float,
+    mean_runs: float,
+    number: Literal["poisson", "geometric"] = "poisson",
+) -> float:
+    """Epsilon of publishing only the best of a random `number` of runs of `events` each.
+
+    That number must be drawn, from this distribution with this mean, before any run, and told to
+    nobody; a fixed number has to be paid for as that many runs (Papernot and Steinke 2022).
+    """
+    if not (math.isfinite(mean_runs) and mean_runs >= 1):
+        raise ValueError(f"mean number of runs is {mean_runs}, want 1 or more")
+    shape = math.inf if number == "poisson" else 1.0
+    return loss_distribution.selection_epsilon(merged(events), delta, mean_runs, shape)
+
+
+def epsilon_of_group(event: GaussianEvent, units: int, delta: float) -> float:
+    """Epsilon of `event` for `units` units that are one person's, such as a patient's records.
+
+    An upper bound, within a few percent, by mixtures of Gaussians.
+    """
+    alone = epsilon([event], delta, "pld")
+    return alone if units == 1 else loss_distribution.group_epsilon(event, units, delta, alone)
+
+
 def solve_noise(
     target_epsilon: float,
     delta: float,
