@@ -15,7 +15,6 @@ from fedtune.privacy.accounting import (
 )
 from fedtune.privacy.events import GaussianEvent
 
-
 ORDERS = np.concatenate([np.arange(1.05, 20, 0.01), np.arange(20, 400, 0.5)])
 
 
