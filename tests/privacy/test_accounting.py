@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedtune.errors import InputError
-from fedtune.privacy import loss_distribution
+from fedtune.privacy import loss_distribution, renyi
 from fedtune.privacy.accounting import Accountant, epsilon, figures, solve_noise
 from fedtune.privacy.events import GaussianEvent
 from tests.privacy import oracle
@@ -251,6 +251,19 @@ def test_order_and_splitting_do_not_matter(
     assert epsilon(halves, 1e-6, name) == epsilon(events, 1e-6, name)
 
 
+def test_equal_events_are_counted_together() -> None:
+    for name in ACCOUNTANTS:
+        assert epsilon(one(0.1, 2.0, 20) * 3, 1e-5, name) == epsilon(one(0.1, 2.0, 60), 1e-5, name)
+
+
+@pytest.mark.parametrize(("rate", "noise"), [(1e-9, 5.0), (1e-7, 900.0), (0.01, 1e6), (0.3, 2.0)])
+def test_divergence_is_never_below_the_true_one(rate: float, noise: float) -> None:
+    """At order 2 it is log(1 + q^2 (exp(1 / noise^2) - 1)), which rounding may take whole."""
+    true = math.log1p(rate**2 * math.expm1(noise**-2))
+    found = renyi._divergence(rate, noise, 2.0)
+    assert true <= found <= true * (1 + 1e-9) + 1e-12
+
+
 def test_composition_is_not_a_sum() -> None:
     """Two runs cost more than either and less than their sum, for each accountant."""
     first, second = one(0.02, 1.2, 500), one(0.1, 2.5, 80)
@@ -265,6 +278,13 @@ def test_noise_meets_its_target_and_no_more(name: Accountant) -> None:
     noise = solve_noise(3.0, 1e-5, 0.05, 400, name)
     assert epsilon(one(0.05, noise, 400), 1e-5, name) <= 3.0
     assert epsilon(one(0.05, noise / 1.001, 400), 1e-5, name) > 3.0
+
+
+def test_noise_leaves_room_for_what_was_done_before() -> None:
+    before = one(0.05, 1.5, 300)
+    noise = solve_noise(3.0, 1e-5, 0.05, 400, "pld", before)
+    assert noise > solve_noise(3.0, 1e-5, 0.05, 400, "pld") * 1.05
+    assert 2.99 < epsilon([*before, GaussianEvent(0.05, noise, 400)], 1e-5, "pld") <= 3.0
 
 
 @settings(max_examples=6, deadline=None)
