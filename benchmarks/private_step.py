@@ -30,13 +30,8 @@ from opacus.optimizers import DPOptimizer
 
 from benchmarks.central_training import BATCH, adapted, examples
 from benchmarks.machine import machine
-from fedtune.config.schema import (
-    AdapterConfig,
-    ModelConfig,
-    PrivacyConfig,
-    TaskConfig,
-    TrainingConfig,
-)
+from fedtune.config.privacy import PrivacyConfig
+from fedtune.config.schema import AdapterConfig, ModelConfig, TaskConfig, TrainingConfig
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_base, load_tokenizer
 from fedtune.privacy.dp_sgd import PrivateSteps

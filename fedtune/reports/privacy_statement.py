@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.atomic import write_text
-from fedtune.config.schema import PrivacyConfig
+from fedtune.config.privacy import PrivacyConfig
 from fedtune.privacy.accounting import Figure, figures
 from fedtune.privacy.done import Done
 from fedtune.privacy.events import GaussianEvent
@@ -160,10 +160,6 @@ def _party(done: Done) -> dict[str, Any]:
         "events": [event.to_json() for event in done.events],
         "ledger": _ledger(done.charge),
     }
-
-
-def _mechanism(plan: ExecutionPlan) -> str:
-    return "gaussian" if plan.correlation is None else f"gaussian {plan.settings.server_noise}"
 
 
 def _sampling(plan: ExecutionPlan) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fedtune.config.schema import PrivacyConfig
+from fedtune.config.privacy import PrivacyConfig
 from fedtune.privacy.plan import ExecutionPlan, plan_steps
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtune.config.schema import FederationConfig, PrivacyConfig
+from fedtune.config.privacy import PrivacyConfig
+from fedtune.config.schema import FederationConfig
 from fedtune.privacy.correlated import Correlation, best_bands
 from fedtune.privacy.plan import plan_rounds
 
