@@ -53,7 +53,7 @@ Step = Callable[[], None]
 def llama() -> tuple[Any, Task, list[Encoded]]:
     """Model, task and one batch."""
     task = build_task(TaskConfig(), load_tokenizer(ModelConfig()))
-    return adapted(256, 6), task, examples(BATCH, ragged=False)
+    return adapted(256, 6).train(), task, examples(BATCH, ragged=False)
 
 
 def minilm() -> tuple[Any, Task, list[Encoded]]:
@@ -63,7 +63,7 @@ def minilm() -> tuple[Any, Task, list[Encoded]]:
     model = attach_adapter(base.model, AdapterConfig(), seed=0, task=name)
     texts = examples(BATCH, ragged=False)
     rows = [Encoded(text.input_ids, [i % len(LABELS)]) for i, text in enumerate(texts)]
-    return model, build_task(TaskConfig(name=name), base.tokenizer, LABELS), rows
+    return model.train(), build_task(TaskConfig(name=name), base.tokenizer, LABELS), rows
 
 
 def trained(model: Any) -> list[torch.Tensor]:
