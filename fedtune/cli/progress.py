@@ -184,9 +184,10 @@ def _line(console: Console, text: str) -> None:
 
 
 def _step(event: StepDone) -> str:
+    if event.loss is None:  # of a private step; its speed tells how many units chance took
+        return f"lr {event.learning_rate:.2e}"
     speed = event.examples / event.seconds if event.seconds else 0.0
-    loss = "" if event.loss is None else f"loss {event.loss:.4f}, "
-    return f"{loss}lr {event.learning_rate:.2e}, {speed:.0f} examples/s"
+    return f"loss {event.loss:.4f}, lr {event.learning_rate:.2e}, {speed:.0f} examples/s"
 
 
 def _evaluated(event: Evaluated) -> str:

@@ -63,7 +63,8 @@ def _by_column(examples: ExampleSet) -> Partition:
             f"{split} privacy units have rows in more than one silo ({told})",
             where=f"{_FIELD}.column",
             expected="every row of a privacy unit in one silo, and ids that no two silos share",
-            mend="put the silo's name before each id, or name another column here or in "
+            mend="if the same id means different people, put the silo's name before each id (the "
+            "same person in two silos would then count as two); or name another column here or in "
             "`data.columns.privacy_unit`",
         )
     return {name: np.flatnonzero(silos == i).tolist() for i, name in enumerate(names)}

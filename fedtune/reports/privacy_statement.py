@@ -46,8 +46,16 @@ _NOT_COVERED = (
     "floating-point arithmetic: noise is drawn in double precision from a ChaCha20 stream keyed by "
     "the operating system and the noised sum is rounded to a grid, but the accounting is that of "
     "real numbers",
+    "the names and the number of labels, where they were read from the rows and not given in "
+    "`task.labels`",
+    "how rows were held out and divided into silos, where that was drawn among all of them: one "
+    "more or less would move others too. Name `data.test_files`, and divide by a column",
+    "one person under two ids, or in two silos: ids can't tell, and silos are taken as disjoint",
+    "the ledger's figures and the names of earlier runs below: they are exact, tell who is in the "
+    "data, and are for those who answer for it",
     "side channels: the time a step takes, memory, network traffic and failures",
-    "files that stay where the data are: the cache, checkpoints and logs",
+    "files that stay where the data are: the cache, checkpoints, partition.json, charged.json, "
+    "manifest.json and logs",
 )
 _HELD_OUT = {
     "public": "losses and metrics on held-out rows, which were computed and shown exactly: the "

@@ -73,12 +73,20 @@ def train(
             comparison["base"] = _score(prepared)
     identity = run_identity(config, facts)
     checkpoints = CheckpointFolder(out / "checkpoints", identity)
-    charge = None
+    charged = None
     if private is not None:
-        # what a stopped run did after its last checkpoint was seen by nobody
-        again = 0 if checkpoints.latest_step else None
-        rows = prepared.splits.train
-        charge = charge_run(config, rows, private, run=identity, purpose="train", again=again)
+        # what a stopped run did after its last checkpoint was seen by nobody, unless it had ended
+        ended = (out / "adapter").exists() and checkpoints.latest_step < private.plan.steps
+        again = 0 if checkpoints.latest_step and not ended else None
+        charged = charge_run(
+            config,
+            prepared.splits.train,
+            private,
+            folder=out,
+            run=identity,
+            purpose="train",
+            again=again,
+        )
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]
@@ -109,9 +117,7 @@ def train(
         processes=processes.count(),
         comparison=comparison,
         data=facts,
-        done={"run": Done(private.plan, [private.plan.event(result.steps)], result.steps, charge)}
-        if private
-        else {},
+        done={"run": charged.done(private)} if charged and private else {},
     )
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.load import Splits
 from fedtune.data.partition import Partition, partition
-from fedtune.errors import InputError
+from fedtune.errors import FedtuneError, InputError, RunFailedError
 from fedtune.models.adapters import attach_adapter, state_spec, write_state
 from fedtune.models.residual import residual_added
 from fedtune.models.twin import bare_twin
@@ -97,7 +98,7 @@ class SimulatedSilo:
         trainer = Trainer(setting.task, setting.config.training, seed=seed, listeners=heard)
         mu = setting.config.federation.proximal_mu
         private = setting.private.get(self.name)
-        with residual_added(model, told.residual):
+        with residual_added(model, told.residual), _own_words_only(private):
             result = trainer.fit(model, setting.silos[self.name], proximal_mu=mu, private=private)
         return LocalUpdate(
             result.delta, result.examples, {} if result.loss is None else {"loss": result.loss}
@@ -134,6 +135,19 @@ def silos_private_steps(
         for name, chosen in silos.items()
     }
     return {name: steps for name, steps in planned.items() if steps is not None}
+
+
+@contextmanager
+def _own_words_only(private: PrivateSteps | None) -> Iterator[None]:
+    """Inside, an error that isn't fedtune's own loses its text: it may quote somebody's row."""
+    try:
+        yield
+    except FedtuneError:
+        raise
+    except Exception as error:
+        if private is None:
+            raise
+        raise RunFailedError(f"{type(error).__name__} (its text stays here)") from None
 
 
 def silo_seed(seed: int, silo: str, round_number: int) -> int:

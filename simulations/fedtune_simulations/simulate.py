@@ -23,8 +23,8 @@ from fedtune.models.read_json import read_json
 from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel, build_central
 from fedtune.privacy.done import Done
-from fedtune.privacy.ledger import Charge
-from fedtune.training.charging import charge_run
+from fedtune.privacy.spending import RELEASED
+from fedtune.training.charging import Charged, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import check_private
 from fedtune.training.run_folder import claim_folder
@@ -78,6 +78,7 @@ def simulate(
     check_quorum(RunPlan(nodes, config.federation, config.seed, setting.identity))
     claim_folder(out, config, "simulate", resume=resume)
     if resume:
+        _check_record(rule, out)
         load_latest(out / "checkpoints", setting.identity)  # a refusal comes before any file
     divided = out / "partition.json"
     if resume and divided.exists():
@@ -131,31 +132,46 @@ def simulate(
     return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes, done)
 
 
-def _charge(setting: Setting, out: Path, *, resume: bool) -> dict[str, Charge | None]:
+def _charge(setting: Setting, out: Path, *, resume: bool) -> dict[str, Charged]:
     """Charge each silo's private steps of all rounds, before any is taken."""
     charges = {}
     config = setting.config
-    finished = latest_round(out / "checkpoints") == config.federation.rounds
+    done, rounds = latest_round(out / "checkpoints"), config.federation.rounds
     for name, private in sorted(setting.private.items()):
         # an interrupted round may have sent its deltas
-        a_round = private.plan.steps // config.federation.rounds
-        again = (0 if finished else a_round) if resume else None
+        a_round = private.plan.steps // rounds
+        again = (0 if done == rounds else a_round) if resume and done else None
         rows = setting.splits.train.select(setting.partition[name])
         charges[name] = charge_run(
-            config, rows, private, run=setting.identity, purpose=f"silo {name}", again=again
+            config,
+            rows,
+            private,
+            folder=out,
+            run=setting.identity,
+            purpose=f"silo {name}",
+            again=again,
         )
     return charges
 
 
-def _done(setting: Setting, rule: Rule, charges: Mapping[str, Charge | None]) -> dict[str, Done]:
+def _done(setting: Setting, rule: Rule, charges: Mapping[str, Charged]) -> dict[str, Done]:
     """What the statement is about: each silo's steps in all rounds, or the coordinator's rounds."""
     if isinstance(rule, SiloLevel):
         spent = rule.spending
         return {"run": Done(rule.plan, spent.events(), len(spent.released))}
-    return {
-        name: Done(private.plan, [private.plan.event()], private.plan.steps, charges[name])
-        for name, private in setting.private.items()
-    }
+    return {name: charges[name].done(private) for name, private in setting.private.items()}
+
+
+def _check_record(rule: Rule, out: Path) -> None:
+    """Raise InputError when rounds were released whose record is gone."""
+    if isinstance(rule, SiloLevel) and (out / "metrics.jsonl").exists():
+        record = out / "checkpoints" / RELEASED
+        if not record.exists():
+            raise InputError(
+                "the record of released rounds is gone, so what the silos have spent is not known",
+                where=record,
+                mend="put it back, or set another `output.dir` for a run of its own",
+            )
 
 
 def rule_of(config: RunConfig, silos: int, checkpoints: Path) -> Rule:
