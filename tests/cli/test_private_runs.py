@@ -20,6 +20,7 @@ from fedtune.training.private import private_steps
 
 NUMBERS = re.compile(r'\b(eval_)?(loss|accuracy|perplexity)"?\s*[:=]?\s*\d')
 PRIVACY = {"mode": "local", "noise_multiplier": 1.0, "max_records_per_unit": 2, "delta": 1e-3}
+APART = {"validation_fraction": 0.2}
 SMALL: dict[str, Any] = {
     "data": {"embedded_patients": 40},
     "task": {"max_length": 64},
@@ -96,7 +97,7 @@ def test_public_held_out_rows_are_scored_and_train_rows_never(
 ):
     folder = tmp_path / "run"
     extra = {"privacy": {"held_out": "public"}, "training": {"eval_steps": 2}}
-    given = arguments(folder, "--json", **extra)
+    given = arguments(folder, "--json", data=APART, **extra)
     assert main(given) == 0
     told = json.loads(capsys.readouterr().out)
     train, held_out = exact_losses(prepare(load_config(Path(given[1]))))
@@ -162,8 +163,11 @@ def test_a_silos_steps_are_planned_for_all_rounds_and_nothing_exact_leaves_it(
         ({"task": {"packing": True}}, "task.packing"),
         ({"training": {"micro_batch_size": 2}}, "max_physical_batch"),
         ({"training": {"max_grad_norm": 0.5}}, "clipping_norm"),
-        ({"training": {"eval_steps": 2}}, "held_out: public"),
-        ({"training": {"early_stopping_patience": 1, "eval_steps": 2}}, "held_out: public"),
+        ({"training": {"eval_steps": 2}, "data": APART}, "held_out: public"),
+        (
+            {"training": {"early_stopping_patience": 1, "eval_steps": 2}, "data": APART},
+            "held_out: public",
+        ),
         ({"training": {"batch_size": 500}}, "more than there are"),
         ({"privacy": {"delta": 0.1}}, "privacy.delta"),
         ({"privacy": {"target_epsilon": 3.0}}, "needs one of"),
