@@ -242,9 +242,11 @@ class Mixing(Net):
 def test_one_example_alone_does_not_pass_for_a_check(plan_of: Plans):
     model, alone = Mixing(), plan_of(units=2, batch=2, sampling="full", max_physical_batch=1)
     run(alone, model=model, rows=rows_of(2))  # examples are never together: nothing is mixed
-    plan = plan_of(units=2, batch=1, steps=60)
+    # a patient of one row comes first, then one of two, whose rows are mixed
+    how = {"unit": "patient", "max_physical_batch": 2, "max_records_per_unit": 2}
+    plan = plan_of(units=2, batch=2, sampling="full", **how)
     with pytest.raises(RunFailedError, match="of one example alone"):
-        run(plan, model=model, rows=rows_of(2), count=60)
+        run(plan, model=model, rows=rows_of(3), codes=[0, 1, 1])
 
 
 def test_a_row_that_is_not_finite_takes_no_other_along(plan_of: Plans):
