@@ -3,10 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fedtune_simulations.setting import _own_words_only
 
 from fedtune.cli.main import main
+from fedtune.errors import InputError, RunFailedError
 
 CONFIG = """
 data: {embedded_patients: 40}
@@ -50,3 +53,36 @@ def test_a_round_that_may_have_been_sent_twice_counts_twice(tmp_path: Path):
     shutil.rmtree(folder / "checkpoints" / "round-000002")
     assert run(folder, "--resume") == 0
     assert told(folder)["epsilon"] > before
+
+
+def test_the_coordinators_record_can_not_be_deleted_for_a_fresh_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    central = ["privacy={mode: central, noise_multiplier: 1.0, delta: 0.001}"]
+    assert run(folder, *central) == 0
+    shutil.rmtree(folder / "checkpoints")
+    assert run(folder, *central, "--resume") == 2
+    assert "record of released rounds" in capsys.readouterr().err
+
+
+def test_an_error_on_private_rows_keeps_its_text_at_home():
+    private: Any = object()
+    with pytest.raises(RunFailedError) as told, _own_words_only(private):
+        raise KeyError("Mrs Miller, HIV positive")
+    assert "Miller" not in str(told.value)
+    assert "KeyError" in str(told.value)
+    with pytest.raises(InputError, match="ours"), _own_words_only(private):
+        raise InputError("ours")
+    with pytest.raises(KeyError), _own_words_only(None):
+        raise KeyError("no promise was made")
+
+
+def test_json_tells_no_exact_count_of_private_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(tmp_path / "run", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "data" not in told
+    assert "silos" not in told
+    assert told["privacy"]["promise"]["unit"] == "patient"
