@@ -6,6 +6,8 @@ keeps its traceback, because it is a bug in fedtune.
 
 from pathlib import Path
 
+from rich.filesize import decimal
+
 
 class FedtuneError(Exception):
     """Base of every error that fedtune raises on purpose."""
@@ -40,3 +42,17 @@ class InputError(FedtuneError):
 
 class RunFailedError(FedtuneError):
     """A run started and could not be finished (a quorum lost, a deadline passed, a full disk)."""
+
+
+class NotWrittenError(RunFailedError):
+    """A file or folder could not be written, and what was at `path` before is still there.
+
+    `reason` is the system's; `needed` and `free` are bytes, `needed` 0 where it isn't known.
+    """
+
+    def __init__(self, path: Path, reason: str, *, needed: int, free: int) -> None:
+        self.path, self.reason = path, reason
+        needs = f"about {decimal(needed)} needed, " if needed else ""
+        super().__init__(
+            f"{path}: can't be written ({reason})\n  {needs}{decimal(free)} free there"
+        )

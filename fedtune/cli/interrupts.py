@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run the same way: one message, and how to go on."""
+"""Ctrl-C, SIGTERM and a full disk end a run the same way: one message, and how to go on."""
 
 import shlex
 import signal
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from fedtune.errors import NotWrittenError
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -28,12 +30,17 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def resumable(command: list[str], out: Path) -> Iterator[None]:
-    """An interrupt inside learns how to go on, once `out` holds a run."""
+    """An interrupt or a full disk inside learns how to go on, once `out` holds a run."""
+    again = shlex.join(["fedtune", *command, "--resume"])
     try:
         yield
+    except NotWrittenError as error:
+        if (out / "config.yaml").exists():
+            error.add_note(f"to go on from the last checkpoint, once there is room: {again}")
+        raise
     except KeyboardInterrupt as stop:
         if (out / "config.yaml").exists():
-            stop.add_note(f"to go on: {shlex.join(['fedtune', *command, '--resume'])}")
+            stop.add_note(f"to go on: {again}")
         else:
             stop.add_note("nothing was written")
         raise

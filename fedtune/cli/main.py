@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(str(error), 2)
     except RunFailedError as error:
-        return _fail(str(error), 1)
+        return _fail(_with_notes(str(error), error), 1)
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+from fedtune.atomic import writable
+
 Kind = Literal["data", "encoded"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -25,21 +27,23 @@ def cache_folder() -> Path:
 def entry(kind: Kind, key: str, write: Callable[[Path], None]) -> Path:
     """The folder of `key` among entries of `kind`; if there's none, `write` fills a new one.
 
-    Of two processes that write the same entry at once, one wins and both read it.
+    Of two processes that write the same entry at once, one wins and both read it. Raises InputError
+    where the disk is full.
     """
     folder = cache_folder() / kind / key
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.parent.chmod(0o700)
-    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder.parent))  # mode 0700
-    try:
-        write(draft)
-        for path in draft.iterdir():
-            path.chmod(0o600)
-        _publish(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with writable(folder, "make room, or set FEDTUNE_CACHE to a folder elsewhere"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.chmod(0o700)
+        draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder.parent))  # mode 0700
+        try:
+            write(draft)
+            for path in draft.iterdir():
+                path.chmod(0o600)
+            _publish(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

@@ -109,7 +109,8 @@ def save_adapter(
     lies on this machine is nobody's concern.
     """
     base = published_name(base)
-    with new_folder(folder) as draft:
+    needed = sum(p.numel() * p.element_size() for _, p in _trainable(model))
+    with new_folder(folder, needed=needed) as draft:
         if hasattr(model, "peft_config"):
             model.peft_config["default"].base_model_name_or_path = base
             model.peft_config["default"].revision = revision

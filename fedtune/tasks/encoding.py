@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import transformers
 
+from fedtune.atomic import writable
 from fedtune.config.schema import TaskConfig
 from fedtune.data.cache import entry
 from fedtune.data.examples import ExampleSet
@@ -89,7 +90,8 @@ def encode_examples(task: Task, examples: ExampleSet) -> EncodedSet:
 def fingerprint(config: TaskConfig, tokenizer: Any, labels: Sequence[str] = ()) -> str:
     """SHA-256 over a task's settings and every file of the tokenizer, chat template included."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        with writable(Path(folder), "make room, or set TMPDIR to a folder elsewhere"):
+            tokenizer.save_pretrained(folder)
         parts = [config.model_dump(mode="json"), file_digest(Path(folder)), list(labels)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

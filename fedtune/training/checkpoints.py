@@ -64,7 +64,8 @@ class CheckpointFolder:
             "digests": {name: part.digest() for name, part in parts.items()},
         }
         folder = self.path / f"step-{progress.step:08d}"
-        with new_folder(folder) as draft:
+        needed = sum(part.payload_bytes for part in parts.values())
+        with new_folder(folder, needed=needed) as draft:
             for name, part in parts.items():
                 part.save(draft / f"{name}.safetensors")
             (draft / "progress.json").write_text(json.dumps(facts))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedtune.atomic import append_line, write_text
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 
@@ -26,22 +27,16 @@ class JsonlLogger:
     """One JSON object a line, `step` first. What a killed run wrote beyond `step` is dropped."""
 
     def __init__(self, path: Path, *, keep_until: int = 0) -> None:
+        self._path = path
         kept = [line for line in metric_lines(path) if line["step"] <= keep_until]
-        self._file = path.open("w", encoding="utf-8")
-        for line in kept:
-            self._put(line)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line; it is on disk's way at once."""
-        self._put({"step": step, **values})
+        append_line(self._path, json.dumps({"step": step, **values}))
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _put(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """Nothing is open between two lines."""
 
 
 class TensorBoardLogger:

@@ -27,7 +27,8 @@ def alone_in(out: Path, config: RunConfig, command: Command, *, resume: bool) ->
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         with _locked(out):
-            (out / LOCK).write_text(f"{os.getpid()}\n")
+            with suppress(OSError):  # the disk is full: the run itself will say so
+                (out / LOCK).write_text(f"{os.getpid()}\n")
             try:
                 yield
             finally:

@@ -34,7 +34,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run_hash: str) -> None
         "digests": {key: part.digest() for key, part in parts.items()},
         "reports": checkpoint.reports,
     }
-    with new_folder(folder / f"round-{checkpoint.round:06d}") as draft:
+    needed = sum(part.payload_bytes for part in parts.values())
+    with new_folder(folder / f"round-{checkpoint.round:06d}", needed=needed) as draft:
         for key, part in parts.items():
             part.save(draft / f"{key}.safetensors")
         (draft / "round.json").write_text(json.dumps(facts))

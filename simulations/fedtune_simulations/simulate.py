@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fedtune.aggregation.rule import GlobalState, Rule
 from fedtune.aggregation.rules import build_rule
-from fedtune.atomic import write_text
+from fedtune.atomic import append_line, write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.data.partition import check_partition, save_partition
@@ -216,5 +216,4 @@ def _kept_scores(out: Path) -> dict[str, dict[str, float]]:
 
 
 def _append(out: Path, record: dict[str, object]) -> None:
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    append_line(out / "metrics.jsonl", json.dumps(record))
