@@ -118,6 +118,9 @@ def load_pretrained(model: ModelConfig, kind: Any, **settings: Any) -> Any:
     local = folder is not None or not hub_answers(model.path, model.revision)
     settings |= {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     settings = {name: value for name, value in settings.items() if value is not None}
+    if kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+        # it looks for an adapter among the files, and asks the hub unless it is told twice
+        settings["adapter_kwargs"] = {"local_files_only": local}
     try:
         return kind.from_pretrained(str(folder or model.path), local_files_only=local, **settings)
     except Exception as error:
