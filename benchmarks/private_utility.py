@@ -51,6 +51,14 @@ _LAST_LAYER = [
     )
 ]
 
+_DISEASES = [
+    "cardiovascular diseases",
+    "digestive system diseases",
+    "general pathological conditions",
+    "neoplasms",
+    "nervous system diseases",
+]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -85,7 +93,7 @@ CASES = {
                 "train_files": ["../shared/data/medical_abstracts_tc/medical_abstracts_test.jsonl"],
                 "columns": {"text": "text", "label": "label_name"},
             },
-            "task": {"name": "sequence_classification", "max_length": 24},
+            "task": {"name": "sequence_classification", "max_length": 24, "labels": _DISEASES},
             "adapter": {"target_modules": _LAST_LAYER},
             "training": {"learning_rate": 0.015, "max_steps": 16, "batch_size": 96},
         },

@@ -148,8 +148,9 @@ class TaskConfig(Section):
     )
     labels: list[str] = Field(
         default_factory=list,
-        description="sequence_classification: label names in order; empty: sorted from the data. "
-        "causal_lm with `data.label_prompt`: the labels that `fedtune synthesize` writes.",
+        description="sequence_classification: label names in order, of which a row must have one; "
+        "empty: sorted from the data, which no private run does. causal_lm with "
+        "`data.label_prompt`: the labels that `fedtune synthesize` writes.",
     )
 
     @property
@@ -477,6 +478,12 @@ class RunConfig(Section):
         prompt, classify = self.data.label_prompt, self.task.head == "sequence_classification"
         if classify and prompt is not None:
             raise ValueError("`data.label_prompt` needs `task.name: causal_lm`")
+        if classify and not self.task.labels and self.privacy.mode != "none":
+            raise ValueError(
+                f"`task.labels` is empty, and with `privacy.mode: {self.privacy.mode}` labels are "
+                "not read from the rows: which there are tells of the people in them. Name those "
+                "that you know without the rows: `task.labels: [first, second]`"
+            )
         if not classify and self.data.format == "text_label" and prompt is None:
             raise ValueError(
                 "`data.format: text_label` needs `task.name: sequence_classification`, or "

@@ -27,6 +27,8 @@ def canonical_row(raw: Mapping[str, Any], layout: Layout, where: str) -> dict[st
     if layout.format == "messages":
         return row | _conversation(raw, layout.content)
     parts = {p: _PARTS.get(p, _text)(raw, column) for p, column in layout.content.items()}
+    if layout.labels and parts["label"] not in layout.labels:
+        raise BadRowError(f"`{layout.content['label']}` is none of `task.labels`")
     if layout.label_prompt is not None:
         prompt = label_prompt(layout.label_prompt, parts["label"])
         return row | {"prompt": prompt, "completion": parts["text"]}

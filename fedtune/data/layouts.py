@@ -14,7 +14,7 @@ class Layout:
     """A format and the source column of each part that its rows are made of (`_SHAPES`).
 
     An identity column that is None is made up by the loader. With a `label_prompt` the text and
-    label of a row become its completion and its prompt.
+    label of a row become its completion and its prompt. With `labels` a row has one of these.
     """
 
     format: str
@@ -23,6 +23,7 @@ class Layout:
     privacy_unit: str | None = None
     silo: str | None = None
     label_prompt: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 # Parts that rows of a format may be made of, the usual shape first. `conversations` is ShareGPT's

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -165,7 +165,10 @@ def source_layout(config: RunConfig, source: Source, *, silo_optional: bool = Fa
         silo = None
     data = _embedded_data(config) if config.data.source == "embedded" else config.data
     task = config.task.head
-    return find_layout(sample, columns, data, task=task, silo=silo, where=source.shown)
+    layout = find_layout(sample, columns, data, task=task, silo=silo, where=source.shown)
+    if layout.format != "text_label":
+        return layout
+    return replace(layout, labels=tuple(config.task.labels))
 
 
 def file_sources(patterns: Sequence[str]) -> list[Source]:

@@ -46,8 +46,6 @@ _NOT_COVERED = (
     "floating-point arithmetic: noise is drawn in double precision from a ChaCha20 stream keyed by "
     "the operating system and the noised sum is rounded to a grid, but the accounting is that of "
     "real numbers",
-    "the names and the number of labels, where they were read from the rows and not given in "
-    "`task.labels`",
     "how rows were held out and divided into silos, where that was drawn among all of them: one "
     "more or less would move others too. Name `data.test_files`, and divide by a column",
     "one person under two ids, or in two silos: ids can't tell, and silos are taken as disjoint",

@@ -42,7 +42,9 @@ def synthetic_rows(path: Path) -> Labelled:
 def _train_and_test(config: RunConfig) -> tuple[Labelled, Labelled]:
     """Rows with their labels, split as a run of `config` splits them."""
     data = config.data.model_copy(update={"label_prompt": None})
-    splits = load_splits(config.model_copy(update={"data": data, "task": _CLASSIFY}))
+    named = config.task.labels if config.task.head == "sequence_classification" else []
+    task = _CLASSIFY.model_copy(update={"labels": named})
+    splits = load_splits(config.model_copy(update={"data": data, "task": task}))
     return _labelled(splits.train), _labelled(splits.test)
 
 

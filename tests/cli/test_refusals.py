@@ -103,6 +103,7 @@ def folder_named(name: str, mode: int = 0o755) -> Setup:
 
 MODEL = ("model.path={tmp}/model",)
 CLASSIFY = ("task.name=sequence_classification",)
+PRIVATE = ("privacy.mode=local", "privacy.noise_multiplier=1", "privacy.delta=0.001")
 CASES = [
     # data: files
     Case(
@@ -238,9 +239,21 @@ CASES = [
     ),
     Case(
         "a label that isn't listed",
-        ("train.jsonl:2", "label `y` is not known", "task.labels"),
+        ("6 bad rows", "train.jsonl:2: `label` is none of `task.labels`"),
         rows=lines(*LABELLED),
         settings=(*CLASSIFY, "task.labels=[x, z]"),
+    ),
+    Case(
+        "labels read from private rows",
+        ("task.labels", "privacy.mode: local", "[first, second]"),
+        rows=lines(*LABELLED),
+        settings=(*CLASSIFY, *PRIVATE),
+    ),
+    Case(
+        "a private row with a label that isn't listed",
+        ("train.jsonl:3: `label` is none of `task.labels`",),
+        rows=lines(*LABELLED[:2], {**LABELLED[2], "label": "rare"}, *LABELLED[3:]),
+        settings=(*CLASSIFY, *PRIVATE, "task.labels=[x, y]"),
     ),
     Case(
         "an empty label",
