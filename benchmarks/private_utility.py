@@ -25,13 +25,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedtune_simulations.setting import silos_of
 from fedtune_simulations.simulate import simulate
 
 from benchmarks.aggregation_rules import merged
 from benchmarks.machine import machine
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import load_splits
-from fedtune.data.partition import partition
 from fedtune.privacy.plan import ExecutionPlan, plan_rounds
 from fedtune.training.central import train
 from fedtune.training.private import private_steps
@@ -214,7 +214,7 @@ def plans(run: Run, config: RunConfig) -> list[ExecutionPlan]:
     if run.where == "central":
         parts = [rows]
     else:
-        divided = partition(rows, config.federation.partition, config.seed)
+        divided = silos_of(config, rows)
         if run.where == "coordinator":
             return [plan_rounds(config.privacy, config.federation, len(divided))]
         parts = [rows.select(chosen) for chosen in divided.values()]

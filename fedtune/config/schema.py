@@ -88,7 +88,9 @@ class DataConfig(Section):
         "refuse", description="Refuse the run on a bad row, or skip it and count it."
     )
     test_fraction: OpenFraction = Field(
-        0.1, description="Share of privacy units held out when there are no `test_files`."
+        0.1,
+        description="Share of privacy units held out when there are no `test_files`. In a private "
+        "run each unit is by this chance: a hash of `seed` and its id, or its words, decides.",
     )
     validation_fraction: OpenFraction | None = Field(
         None,
@@ -273,7 +275,9 @@ class PartitionConfig(Section):
     """How one data set is divided into silos for a simulation."""
 
     by: Literal["column", "iid", "dirichlet", "quantity"] = Field(
-        "column", description="A natural column, at random, label skew, or quantity skew."
+        "column",
+        description="A natural column, at random, label skew, or quantity skew. In a private run "
+        "each unit falls into the silos' shares by a hash of its own: no other unit moves it.",
     )
     column: str | None = Field(
         None, description="Column that names the silo (`by: column`); embedded data: `specialty`."
@@ -478,7 +482,7 @@ class RunConfig(Section):
         prompt, classify = self.data.label_prompt, self.task.head == "sequence_classification"
         if classify and prompt is not None:
             raise ValueError("`data.label_prompt` needs `task.name: causal_lm`")
-        if classify and not self.task.labels and self.privacy.mode != "none":
+        if classify and not self.task.labels and self.private:
             raise ValueError(
                 f"`task.labels` is empty, and with `privacy.mode: {self.privacy.mode}` labels are "
                 "not read from the rows: which there are tells of the people in them. Name those "
@@ -514,6 +518,13 @@ class RunConfig(Section):
                     )
         if mode == "central":
             self._check_central()
+        named = self.data.source == "embedded" or self.data.columns.privacy_unit is not None
+        if self.privacy.unit == "record" and named and self.federation.partition.by == "dirichlet":
+            raise ValueError(
+                "`federation.partition.by: dirichlet` places a patient by the label of their first "
+                "row: one row more could move the others, which `privacy.unit: record` doesn't "
+                "cover. Set `privacy.unit: patient`, or divide by `iid` or `quantity`"
+            )
         if self.privacy.held_out == "refuse":
             for field in ("eval_steps", "early_stopping_patience"):
                 if training.changed(field):
@@ -547,6 +558,11 @@ class RunConfig(Section):
                 "federation": {"engine", "min_silos", "round_timeout_seconds"},
             },
         )
+
+    @property
+    def private(self) -> bool:
+        """Whether anybody is promised differential privacy."""
+        return self.privacy.mode != "none"
 
     @property
     def hash(self) -> str:

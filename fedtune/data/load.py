@@ -112,10 +112,12 @@ def hold_out(
     """
     data = config.data
     if test is None:
-        train, test = split_by_unit(train, data.test_fraction, config.seed, "test")
+        train, test = split_by_unit(
+            train, data.test_fraction, config.seed, "test", independent=config.private
+        )
     if data.validation_fraction is not None:
         train, validation = split_by_unit(
-            train, data.validation_fraction, config.seed, "validation"
+            train, data.validation_fraction, config.seed, "validation", independent=config.private
         )
     return Splits(train, test, validation, bad_rows or BadRows())
 

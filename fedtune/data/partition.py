@@ -3,6 +3,7 @@
 A privacy unit is never split across silos; the silos are disjoint, complete and not empty.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from fedtune.atomic import write_text
 from fedtune.config.schema import PartitionConfig
 from fedtune.data.examples import ExampleSet
+from fedtune.data.placement import chances
 from fedtune.errors import InputError
 
 Partition = dict[str, list[int]]
@@ -19,10 +21,14 @@ _FIELD = "federation.partition"
 _DRAWS = 100
 
 
-def partition(examples: ExampleSet, config: PartitionConfig, seed: int) -> Partition:
+def partition(
+    examples: ExampleSet, config: PartitionConfig, seed: int, *, independent: bool = False
+) -> Partition:
     """Row indices of each silo, ordered by silo name; a pure function of its arguments.
 
-    Raises `InputError` when the data can't be divided as asked.
+    With `independent` a unit's silo depends on no other unit: shares are drawn from the seed alone
+    and each unit falls into them by itself. Raises `InputError` when the data can't be divided as
+    asked.
     """
     if config.by == "column":
         return _by_column(examples)
@@ -33,10 +39,12 @@ def partition(examples: ExampleSet, config: PartitionConfig, seed: int) -> Parti
             where=f"{_FIELD}.silos",
             expected="at least one privacy unit a silo",
         )
-    rng = np.random.default_rng(seed)
-    silo_of_unit = _RULES[config.by](examples, units, count, config, rng)
+    if independent:
+        silo_of_row = _each_by_itself(examples, config, seed)
+    else:
+        rng = np.random.default_rng(seed)
+        silo_of_row = _RULES[config.by](examples, units, count, config, rng)[units]
     width = len(str(config.silos - 1))
-    silo_of_row = silo_of_unit[units]
     return {
         f"silo-{i:0{width}}": np.flatnonzero(silo_of_row == i).tolist() for i in range(config.silos)
     }
@@ -70,6 +78,36 @@ def _by_column(examples: ExampleSet) -> Partition:
     return {name: np.flatnonzero(silos == i).tolist() for i, name in enumerate(names)}
 
 
+def _each_by_itself(examples: ExampleSet, config: PartitionConfig, seed: int) -> np.ndarray:
+    """The silo of each row: where its unit's own number falls into the silos' shares."""
+    groups, names = np.zeros(len(examples), dtype=np.int64), [""]
+    if config.by == "dirichlet":
+        groups, names = _labels(examples, examples.codes("unit_id")[0])
+    falls = chances(examples, seed, "silo")
+    silo_of_row = np.empty(len(examples), dtype=np.int64)
+    for group, name in enumerate(names):
+        ends = np.cumsum(_shares_of(name, config, seed))[:-1]
+        mine = groups == group
+        silo_of_row[mine] = np.searchsorted(ends, falls[mine], side="right")
+    if empty := config.silos - len(np.unique(silo_of_row)):
+        raise InputError(
+            f"{empty} of {config.silos} silos stay empty: privately, each unit falls into the "
+            "silos' shares by itself",
+            where=f"{_FIELD}.silos",
+            expected="many more privacy units than silos",
+            mend="lower it" + ("" if config.by == "iid" else ", raise `alpha`, or change `seed`"),
+        )
+    return silo_of_row
+
+
+def _shares_of(label: str, config: PartitionConfig, seed: int) -> np.ndarray:
+    """The silos' shares of a label's units, which no other label changes."""
+    if config.by == "iid":
+        return np.full(config.silos, 1 / config.silos)
+    digest = hashlib.sha256(json.dumps([seed, label]).encode()).digest()
+    return _shares(config, np.random.default_rng(list(digest)))
+
+
 def _iid(
     _: ExampleSet, __: np.ndarray, count: int, config: PartitionConfig, rng: np.random.Generator
 ) -> np.ndarray:
@@ -93,14 +131,7 @@ def _dirichlet(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Each label's units in Dirichlet(alpha) shares; a unit's label is its first row's."""
-    if examples.format != "text_label":
-        raise InputError(
-            f"label skew needs labels, and rows are {examples.format}",
-            where=f"{_FIELD}.by",
-            mend="use `quantity` or `iid`, or text/label data",
-        )
-    labels, _ = examples.groups("label")
-    label_of_unit = labels[np.unique(units, return_index=True)[1]]
+    label_of_unit = _labels(examples, units)[0][np.unique(units, return_index=True)[1]]
     for _draw in range(_DRAWS):
         silo_of_unit = np.empty(count, dtype=np.int64)
         for label in np.unique(label_of_unit):
@@ -116,6 +147,18 @@ def _dirichlet(
         where=f"{_FIELD}.alpha",
         mend="raise alpha or lower `federation.partition.silos`",
     )
+
+
+def _labels(examples: ExampleSet, units: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The label of each row's unit, which is that of its first row, and the labels' names."""
+    if examples.format != "text_label":
+        raise InputError(
+            f"label skew needs labels, and rows are {examples.format}",
+            where=f"{_FIELD}.by",
+            mend="use `quantity` or `iid`, or text/label data",
+        )
+    labels, names = examples.groups("label")
+    return labels[np.unique(units, return_index=True)[1]][units], names
 
 
 def _shares(config: PartitionConfig, rng: np.random.Generator) -> np.ndarray:

@@ -122,7 +122,8 @@ def _silos(examples: ExampleSet, config: RunConfig) -> dict[str, int]:
     settings = config.federation.partition
     if settings.by == "column" and not settings.column:
         return {}
-    return {name: len(rows) for name, rows in partition(examples, settings, config.seed).items()}
+    found = partition(examples, settings, config.seed, independent=config.private)
+    return {name: len(rows) for name, rows in found.items()}
 
 
 def _counts(examples: ExampleSet, column: str) -> dict[str, int]:

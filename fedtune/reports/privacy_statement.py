@@ -46,8 +46,9 @@ _NOT_COVERED = (
     "floating-point arithmetic: noise is drawn in double precision from a ChaCha20 stream keyed by "
     "the operating system and the noised sum is rounded to a grid, but the accounting is that of "
     "real numbers",
-    "how rows were held out and divided into silos, where that was drawn among all of them: one "
-    "more or less would move others too. Name `data.test_files`, and divide by a column",
+    "whether a run is refused because a silo or a held-out part would be empty. Who is held out, "
+    "and in which silo of a simulation somebody is, hangs on nobody else: a hash of the seed and "
+    "of one's own id (of a row's own words, where no column names ids) decides it",
     "one person under two ids, or in two silos: ids can't tell, and silos are taken as disjoint",
     "the ledger's figures and the names of earlier runs below: they are exact, tell who is in the "
     "data, and are for those who answer for it",
@@ -55,6 +56,13 @@ _NOT_COVERED = (
     "files that stay where the data are: the cache, checkpoints, partition.json, charged.json, "
     "manifest.json and logs",
 )
+_MODE = {
+    "local": (),
+    "central": (
+        "silos that a simulation cuts from one data set (`federation.partition.by` other than "
+        "`column`): with one silo more, all would be cut anew",
+    ),
+}
 _HELD_OUT = {
     "public": "losses and metrics on held-out rows, which were computed and shown exactly: the "
     "settings say that these rows are nobody's secret (`held_out: public`)",
@@ -109,7 +117,7 @@ def statement(
         },
         "parties": parties,
         "composition": _composition(settings, len(done), rounds, disjoint=disjoint),
-        "not_covered": [*_NOT_COVERED, _HELD_OUT[settings.held_out]],
+        "not_covered": [*_NOT_COVERED, *_MODE[settings.mode], _HELD_OUT[settings.held_out]],
     }
 
 

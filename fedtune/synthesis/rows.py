@@ -40,17 +40,30 @@ def synthetic_rows(path: Path) -> Labelled:
 
 
 def _train_and_test(config: RunConfig) -> tuple[Labelled, Labelled]:
-    """Rows with their labels, split as a run of `config` splits them."""
+    """Rows with their labels, split as a run of `config` splits them.
+
+    A run that reads them with a `label_prompt` is asked where its rows are: read otherwise they
+    have other words, and rows without an id are placed by these.
+    """
     data = config.data.model_copy(update={"label_prompt": None})
     named = config.task.labels if config.task.head == "sequence_classification" else []
     task = _CLASSIFY.model_copy(update={"labels": named})
     splits = load_splits(config.model_copy(update={"data": data, "task": task}))
-    return _labelled(splits.train), _labelled(splits.test)
+    if config.data.label_prompt is None:
+        return _labelled(splits.train), _labelled(splits.test)
+    parts = [part for part in (splits.train, splits.test, splits.validation) if part]
+    at = {row[0]: row[1:] for part in parts for row in zip(*_columns(part, "where"), strict=True)}
+    own = load_splits(config)
+    train, test = ([at[place] for place in part.rows["where"]] for part in (own.train, own.test))
+    return Labelled(*zip(*train, strict=True)), Labelled(*zip(*test, strict=True))
 
 
 def _labelled(examples: ExampleSet) -> Labelled:
-    columns = (tuple(examples.rows[name]) for name in ("text", "label", "unit_id"))
-    return Labelled(*columns)
+    return Labelled(*_columns(examples))
+
+
+def _columns(examples: ExampleSet, *first: str) -> list[tuple[str, ...]]:
+    return [tuple(examples.rows[name]) for name in (*first, "text", "label", "unit_id")]
 
 
 _CLASSIFY = TaskConfig(name="sequence_classification")

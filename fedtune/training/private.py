@@ -31,7 +31,7 @@ def unit_of(config: RunConfig) -> Literal["record", "patient"]:
 
 def scores_shown(config: RunConfig) -> bool:
     """Whether exact losses and metrics on held-out rows may be computed at all."""
-    return config.privacy.mode == "none" or config.privacy.held_out == "public"
+    return not config.private or config.privacy.held_out == "public"
 
 
 def check_one_place(config: RunConfig) -> None:

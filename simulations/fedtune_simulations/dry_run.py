@@ -10,7 +10,7 @@ from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silo
 
 from fedtune.aggregation.fedex import most_residual_bytes
 from fedtune.config.schema import RunConfig
-from fedtune.data.partition import check_partition, partition
+from fedtune.data.partition import check_partition
 from fedtune.privacy.central import SiloLevel
 from fedtune.reports.dry_run import DryRun, PlanFacts, facts, outline, plan_facts
 from fedtune.tensors import Spec, TensorSet, payload_size
@@ -18,7 +18,7 @@ from fedtune.training.checkpoints import run_identity
 from fedtune.training.run_folder import check_folder, check_local_base
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
-from fedtune_simulations.setting import check_ranks, silos_private_steps
+from fedtune_simulations.setting import check_ranks, silos_of, silos_private_steps
 from fedtune_simulations.simulate import check_available, rule_of
 
 
@@ -45,7 +45,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     """What `simulate` would do. Raises InputError on what it would refuse; writes nothing."""
     check_available(config, resume=resume)
     found = outline(config)
-    chosen = partition(found.splits.train, config.federation.partition, config.seed)
+    chosen = silos_of(config, found.splits.train)
     rule = rule_of(config, len(chosen), out / "checkpoints")
     check_ranks(config, chosen)
     private = silos_private_steps(config, found.splits.train, chosen)

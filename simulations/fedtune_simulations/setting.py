@@ -108,7 +108,7 @@ class SimulatedSilo:
 def prepare(config: RunConfig) -> Setting:
     """Load data and model, once. Raises InputError on what can't be used."""
     ready = prepare_training(config)
-    chosen = partition(ready.splits.train, config.federation.partition, config.seed)
+    chosen = silos_of(config, ready.splits.train)
     check_ranks(config, chosen)
     return Setting(
         config=config,
@@ -123,6 +123,12 @@ def prepare(config: RunConfig) -> Setting:
         partition=chosen,
         private=silos_private_steps(config, ready.splits.train, chosen),
     )
+
+
+def silos_of(config: RunConfig, rows: ExampleSet) -> Partition:
+    """The rows of each silo of a run on `rows`. Raises InputError if they can't be divided."""
+    settings = config.federation.partition
+    return partition(rows, settings, config.seed, independent=config.private)
 
 
 def silos_private_steps(

@@ -83,6 +83,19 @@ def test_a_run_is_its_own_rows_split_as_it_split_them(tmp_path: Path, by: str):
     assert len(set(test.units)) < len(test)
 
 
+def test_a_private_run_is_split_as_it_split_its_rows_that_have_no_ids(tmp_path: Path):
+    file = jsonl(tmp_path / "rows.jsonl", [{**row, "text": f"{row['text']} {i}"} for row in REAL
+                                           for i in range(5)])  # fmt: skip
+    read = ["data.format=text_label", "data.label_prompt='{label}:'", "data.source=files"]
+    promise = "privacy={mode: local, noise_multiplier: 1.0}"
+    config = load_config(None, [*read, f"data.train_files=[{file}]", promise])
+    save_config(config, tmp_path / "config.yaml")
+    train, test = rows_of_run(tmp_path)
+    splits = load_splits(config)
+    for found, own in ((train, splits.train), (test, splits.test)):
+        assert found.texts == tuple(own.rows["completion"])
+
+
 def test_bad_input_is_told(
     files: dict[str, str], run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -9,6 +9,7 @@ from tests.mutations.patched import Mutation
 _STEPS, _CLIP, _NOISE = "test_private_steps.py", "test_clipping.py", "test_noise.py"
 _SAMPLING, _PLAN, _GRADS = "test_sampling.py", "test_plan.py", "test_per_example.py"
 _CENTRAL, _LEDGER, _PEOPLE = "test_central.py", "test_ledger.py", "test_fingerprints.py"
+_PLACES = "tests/data/test_placement.py"
 _ACCOUNTS, _CORRELATED = "test_accounting.py", "test_correlated.py"
 
 
@@ -16,7 +17,8 @@ def _bug(
     name: str, seen_in: str, file: str, before: str, after: str, where: str, *tests: str
 ) -> Mutation:
     folder = "tests/training" if where == "test_private.py" else "tests/privacy"
-    ids = tuple(f"{folder}/{where}::{test}" for test in tests)
+    path = where if "/" in where else f"{folder}/{where}"
+    ids = tuple(f"{path}::{test}" for test in tests)
     return Mutation(name, seen_in, f"fedtune/{file}.py", before, after, ids)
 
 
@@ -93,6 +95,42 @@ BUGS = [
         "if False:",
         _SAMPLING,
         "test_a_plan_for_other_units_is_refused",
+    ),
+    _bug(
+        "who is held out is drawn among all units",
+        "folklore: a random split before private training",
+        "data/split",
+        "_by_itself if independent else _by_draw",
+        "_by_draw",
+        _PLACES,
+        "test_a_unit_more_or_less_moves_no_other",
+    ),
+    _bug(
+        "silos are drawn among all units",
+        "folklore: a simulated federation's random partition",
+        "data/partition",
+        "    if independent:",
+        "    if False:",
+        _PLACES,
+        "test_a_unit_more_or_less_moves_no_other",
+    ),
+    _bug(
+        "a row is placed by its position in the file",
+        "folklore",
+        "data/placement",
+        'named = row["unit_id"] != row["where"]',
+        "named = True",
+        _PLACES,
+        "test_a_unit_more_or_less_moves_no_other",
+    ),
+    _bug(
+        "labels are read from the private rows",
+        "folklore: a label that one person has appears in the head",
+        "config/schema",
+        "classify and not self.task.labels and self.private",
+        "False",
+        "tests/cli/test_refusals.py",
+        "test_a_fault_is_refused_by_the_run_and_by_its_dry_run[labels read from private rows]",
     ),
     _bug(
         "one round's epsilon told as the run's",
@@ -430,7 +468,7 @@ BUGS = [
         "exact metrics beside a private model",
         "way 9",
         "training/private",
-        'config.privacy.mode == "none" or config.privacy.held_out == "public"',
+        'not config.private or config.privacy.held_out == "public"',
         "True",
         "test_private.py",
         "test_held_out_scores_are_shown_only_where_nobody_is_in_them",
