@@ -50,7 +50,7 @@ def main() -> None:
     setting = prepare(CONFIG)
     app = make_client_app(lambda c: SimulatedSilo(str(c.node_config["silo"]), setting))
     grid = InProcessGrid(app, setting.silos)
-    plan = RunPlan(grid.nodes, CONFIG.federation, CONFIG.seed, setting.identity)
+    plan = RunPlan(grid.nodes, CONFIG.federation, CONFIG.seed, setting.run_hash)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         run_rounds(

@@ -25,14 +25,15 @@ def show(
     path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value")] = None,
 ) -> None:
-    """Check a config file and print it resolved, as JSON with the run's hash.
+    """Check a config file and print it resolved, as JSON with the settings' hash.
 
     Example: fedtune config show lora.yaml training.learning_rate=1e-3
     """
     from fedtune.config.load import load_config
 
     config = load_config(path, overrides or [])
-    print(json.dumps({"hash": config.hash, "config": config.model_dump(mode="json")}, indent=2))
+    facts = {"settings_hash": config.hash, "config": config.model_dump(mode="json")}
+    print(json.dumps(facts, indent=2))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The one tree of settings. A run is a `RunConfig`; its hash is the run's identity.
+"""The one tree of settings. A run is a `RunConfig` and the data it names.
 
 Field descriptions are the documentation: the config reference and the starter files are
 generated from them.
@@ -566,6 +566,6 @@ class RunConfig(Section):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the settings that decide the result: the run's identity."""
+        """SHA-256 of the settings that decide the result; told as `settings_hash`."""
         line = json.dumps(self.deciding(), sort_keys=True)
         return hashlib.sha256(line.encode()).hexdigest()

@@ -26,7 +26,7 @@ from fedtune.training.central import check_progress
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
 from fedtune.training.private import check_one_place, check_private, private_steps
-from fedtune.training.run_folder import check_folder, check_local_base
+from fedtune.training.run_folder import check_folder, check_local_start
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 
@@ -70,7 +70,7 @@ class PlanFacts:
 class DryRun:
     """The facts on a run. `steps` are optimizer steps on all training data at one place."""
 
-    run_hash: str
+    settings_hash: str
     model: str
     train_examples: int
     validation_examples: int
@@ -115,7 +115,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
     check_alone(out)
     check_folder(out, config, "train", resume=resume)
     if resume:
-        check_local_base(out, config)
+        check_local_start(out, config)
         check_progress(out, config, found.splits.facts)
     private = private_steps(config, found.splits.train)
     return replace(facts(found), privacy=plan_facts(private.plan) if private else None)
@@ -167,7 +167,7 @@ def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
     config, parameters = outline.config, list(outline.model.parameters())
     lengths = outline.train.lengths().tolist()
     return DryRun(
-        run_hash=config.hash,
+        settings_hash=config.hash,
         model=config.model.path,
         train_examples=len(outline.train),
         validation_examples=len(outline.validation or ()),

@@ -17,6 +17,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.data.store import file_digest
 from fedtune.errors import InputError
+from fedtune.training.checkpoints import run_hash
 from fedtune.training.run_folder import LOCK, read_base
 
 _NAME = "manifest.json"
@@ -27,16 +28,20 @@ def write_manifest(out: Path, config: RunConfig, data: DataFacts, command: str) 
     """Describe the finished run in `out`; give the manifest's path.
 
     Every file is listed but the manifest itself and the checkpoints, which only a run that goes
-    on reads. Nothing names the machine, its user or a folder outside the run.
+    on reads. Nothing names the machine, its user or a folder outside the run. `settings_hash` is of
+    the settings alone, `run_hash` of settings and data: checkpoints are bound to it. Where people
+    in the data are promised privacy, nothing is told that depends on just whose rows they were.
     """
+    public = config.privacy.mode == "none"
     facts = {
         "command": command,
-        "run_hash": config.hash,
+        "settings_hash": config.hash,
+        "run_hash": run_hash(config, data) if public else None,
         "seed": config.seed,
         "packages": package_versions(),
         "machine": machine(),
         "base_model": read_base(out),
-        "data": dataclasses.asdict(data) if config.privacy.mode == "none" else {},
+        "data": dataclasses.asdict(data) if public else {},
         "files": file_digests(out),
     }
     write_text(out / _NAME, json.dumps(facts, indent=2) + "\n")

@@ -52,7 +52,7 @@ def model_card(
     parts = [
         f"---\n{facts.to_yaml()}\n---",
         f"# {kind} from {way} fine-tuning",
-        f"Base model: `{config.model.path}`. Run: `{config.hash}`.",
+        f"Base model: `{config.model.path}`. Settings: `{config.hash}`.",
         "## Privacy",
         _promise(promised)
         + (

@@ -13,7 +13,7 @@ from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.privacy.done import Done
 from fedtune.training import processes
 from fedtune.training.charging import charge_run
-from fedtune.training.checkpoints import CheckpointFolder, run_identity
+from fedtune.training.checkpoints import CheckpointFolder, run_hash
 from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
 from fedtune.training.loggers import (
@@ -71,8 +71,8 @@ def train(
     if shown:
         with without_adapter(prepared.model):
             comparison["base"] = _score(prepared)
-    identity = run_identity(config, facts)
-    checkpoints = CheckpointFolder(out / "checkpoints", identity)
+    run = run_hash(config, facts)
+    checkpoints = CheckpointFolder(out / "checkpoints", run)
     charged = None
     if private is not None:
         # what a stopped run did after its last checkpoint was seen by nobody, unless it had ended
@@ -83,7 +83,7 @@ def train(
             prepared.splits.train,
             private,
             folder=out,
-            run=identity,
+            run=run,
             purpose="train",
             again=again,
         )
@@ -123,7 +123,7 @@ def train(
 
 def check_progress(out: Path, config: RunConfig, data: DataFacts) -> None:
     """Raise InputError when a run on `data` can't go on from what is in `out`."""
-    CheckpointFolder(out / "checkpoints", run_identity(config, data)).check()
+    CheckpointFolder(out / "checkpoints", run_hash(config, data)).check()
     metric_lines(out / "metrics.jsonl")
 
 

@@ -130,8 +130,11 @@ def finished_folders(path: Path, prefix: str) -> list[Path]:
     return found
 
 
-def run_identity(config: RunConfig, data: DataFacts) -> str:
-    """SHA-256 of what decides a run's result: its settings and the content of its data."""
+def run_hash(config: RunConfig, data: DataFacts) -> str:
+    """SHA-256 of what decides a run's result: its settings and the content of its data.
+
+    What it starts from, the base model and `adapter.init_from`, `run_folder` holds it to.
+    """
     parts = [
         config.hash,
         data.train_fingerprint,

@@ -71,7 +71,7 @@ class MlflowLogger:
         self._run = self._client.create_run(
             number or self._client.create_experiment("fedtune"), run_name=config.hash[:12]
         ).info.run_id
-        self._client.log_param(self._run, "config_hash", config.hash)
+        self._client.log_param(self._run, "settings_hash", config.hash)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One metric a value."""

@@ -9,6 +9,7 @@ from fedtune.atomic import writable, write_text
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
+from fedtune.models.adapter_files import adapter_digest
 from fedtune.models.base_files import base_digest, local_folder
 from fedtune.models.read_json import read_json
 
@@ -16,7 +17,7 @@ LOCK = ".lock"
 """Kept by the process that is at work in a folder; no part of the run."""
 Command = Literal["train", "simulate"]
 _BEGUN = "run.json"
-"""Which command began the run, and what the base model was then."""
+"""Which command began the run, and what it started from: base model and `adapter.init_from`."""
 _FIRST_FILES = {LOCK, *(n + end for n in (_BEGUN, "config.yaml") for end in ("", ".part"))}
 """What a run that was killed in its first moment may have left."""
 
@@ -25,15 +26,16 @@ def claim_folder(out: Path, config: RunConfig, command: Command, *, resume: bool
     """Make `out` the folder of this run, or go on with the run that it holds.
 
     Raises InputError when the folder holds another run, none to resume, one of another command or
-    on a base model that was edited since, or can't be written.
+    from a base model or an adapter that was edited since, or can't be written.
     """
     check_folder(out, config, command, resume=resume)
     if resume:
         _check_base(out, config)
+        _check_init(out, config)
         return
     base = {"path": config.model.path, "sha256": base_digest(config.model)}
     with writable(out, "set another `output.dir`"):
-        begun = {"command": command, "base_model": base}
+        begun = {"command": command, "base_model": base, "init_from": _init_digest(config)}
         write_text(out / _BEGUN, json.dumps(begun, indent=2) + "\n")
         save_config(config, out / "config.yaml")
 
@@ -71,13 +73,14 @@ def check_folder(out: Path, config: RunConfig, command: Command, *, resume: bool
         )
 
 
-def check_local_base(out: Path, config: RunConfig) -> None:
-    """Raise InputError when the run in `out` was on another base than is now on this disk.
+def check_local_start(out: Path, config: RunConfig) -> None:
+    """Raise InputError when the run in `out` started from other files than are now on this disk.
 
-    Only the run itself can tell for a hub id, once it has loaded the model.
+    Only the run itself can tell for a base by hub id, once it has loaded the model.
     """
     if local_folder(config.model) is not None:
         _check_base(out, config)
+    _check_init(out, config)
 
 
 def read_base(out: Path) -> dict[str, Any]:
@@ -105,6 +108,20 @@ def _check_base(out: Path, config: RunConfig) -> None:
             where=out / _BEGUN,
             mend="put its files back as they were, or set another `output.dir`",
         )
+
+
+def _check_init(out: Path, config: RunConfig) -> None:
+    if read_json(out / _BEGUN).get("init_from") != _init_digest(config):
+        raise InputError(
+            f"the adapter `{config.adapter.init_from}` is not what it was when the run began",
+            where=out / _BEGUN,
+            mend="put its files back as they were, or set another `output.dir`",
+        )
+
+
+def _init_digest(config: RunConfig) -> str | None:
+    start = config.adapter.init_from
+    return None if start is None else adapter_digest(Path(start))
 
 
 def _check_same_run(saved: Path, config: RunConfig) -> None:

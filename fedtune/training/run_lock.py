@@ -15,9 +15,11 @@ from fedtune.training.run_folder import LOCK, Command, check_folder
 
 @contextmanager
 def alone_in(out: Path, config: RunConfig, command: Command, *, resume: bool) -> Iterator[None]:
-    """Inside, no other process of this kind is in `out`. Nothing of the lock is left behind.
+    """Inside, no other run is in `out`. Nothing of the lock is left behind.
 
-    Raises InputError at once while another is there, and where `check_folder` would.
+    A run takes it itself; inside a block of the same thread, which wants to keep others out for
+    longer, that changes nothing. Raises InputError at once while another run is there, and where
+    `check_folder` would.
     """
     if not processes.is_main():
         yield
@@ -26,7 +28,10 @@ def alone_in(out: Path, config: RunConfig, command: Command, *, resume: bool) ->
     check_folder(out, config, command, resume=resume)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        with _locked(out):
+        with _locked(out) as lock:
+            if lock.lock_counter > 1:
+                yield
+                return
             with suppress(OSError):  # the disk is full: the run itself will say so
                 (out / LOCK).write_text(f"{os.getpid()}\n")
             try:
@@ -47,10 +52,10 @@ def check_alone(out: Path) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[FileLock]:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK, timeout=0)
+        lock = FileLock((out / LOCK).absolute(), timeout=0, is_singleton=True)
         lock.acquire()
     except Timeout:
         raise InputError(
@@ -63,7 +68,7 @@ def _locked(out: Path) -> Iterator[None]:
             f"can't be written ({error.strerror})", where=out, mend="set another `output.dir`"
         ) from None
     try:
-        yield
+        yield lock
     finally:
         lock.release()
 

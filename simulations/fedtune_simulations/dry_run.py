@@ -14,8 +14,8 @@ from fedtune.data.partition import check_partition
 from fedtune.privacy.central import SiloLevel
 from fedtune.reports.dry_run import DryRun, PlanFacts, facts, outline, plan_facts
 from fedtune.tensors import Spec, TensorSet, payload_size
-from fedtune.training.checkpoints import run_identity
-from fedtune.training.run_folder import check_folder, check_local_base
+from fedtune.training.checkpoints import run_hash
+from fedtune.training.run_folder import check_folder, check_local_start
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks, silos_of, silos_private_steps
@@ -50,19 +50,19 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     check_ranks(config, chosen)
     private = silos_private_steps(config, found.splits.train, chosen)
     nodes = {name: number for number, name in enumerate(sorted(chosen))}
-    identity = run_identity(config, found.splits.facts)
-    plan = RunPlan(nodes, config.federation, config.seed, identity)
+    run = run_hash(config, found.splits.facts)
+    plan = RunPlan(nodes, config.federation, config.seed, run)
     check_quorum(plan)
     check_alone(out)
     check_folder(out, config, "simulate", resume=resume)
     if resume:
-        check_local_base(out, config)
+        check_local_start(out, config)
     rounds = range(1, config.federation.rounds + 1)
     blank = _blank(found.spec)
     divided = out / "partition.json"
     if resume and divided.exists():
         check_partition(divided, chosen, found.splits.train)
-    if resume and (saved := load_latest(out / "checkpoints", identity)):
+    if resume and (saved := load_latest(out / "checkpoints", run)):
         check_fits(saved, blank, out / "checkpoints")
     state = rule.start(blank)
     sizes = {

@@ -22,7 +22,7 @@ from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec
-from fedtune.training.checkpoints import run_identity
+from fedtune.training.checkpoints import run_hash
 from fedtune.training.prepare import prepare as prepare_training
 from fedtune.training.private import private_steps, scores_shown
 from fedtune.training.trainer import Trainer
@@ -54,9 +54,9 @@ class Setting:
     private: Mapping[str, PrivateSteps]
 
     @property
-    def identity(self) -> str:
-        """SHA-256 of what decides the run's result."""
-        return run_identity(self.config, self.splits.facts)
+    def run_hash(self) -> str:
+        """SHA-256 of what decides the run's result: its settings and its data."""
+        return run_hash(self.config, self.splits.facts)
 
     def model_of(self, silo: str) -> Any:
         """The model that `silo` trains."""
@@ -82,7 +82,7 @@ class SimulatedSilo:
     @property
     def run_hash(self) -> str:
         """The run it takes part in: its settings and its data."""
-        return self.setting.identity
+        return self.setting.run_hash
 
     @property
     def spec(self) -> Spec:

@@ -75,11 +75,11 @@ def simulate(
     initial = read_state(setting.model)
     rule.start(initial)
     nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
-    check_quorum(RunPlan(nodes, config.federation, config.seed, setting.identity))
+    check_quorum(RunPlan(nodes, config.federation, config.seed, setting.run_hash))
     claim_folder(out, config, "simulate", resume=resume)
     if resume:
         _check_record(rule, out)
-        load_latest(out / "checkpoints", setting.identity)  # a refusal comes before any file
+        load_latest(out / "checkpoints", setting.run_hash)  # a refusal comes before any file
     divided = out / "partition.json"
     if resume and divided.exists():
         check_partition(divided, setting.partition, setting.splits.train)
@@ -93,7 +93,7 @@ def simulate(
             grid,
             rule,
             initial,
-            RunPlan(nodes, config.federation, config.seed, setting.identity, poll_seconds),
+            RunPlan(nodes, config.federation, config.seed, setting.run_hash, poll_seconds),
             checkpoints=out / "checkpoints",
             resume=resume,
             on_round=told,
@@ -147,7 +147,7 @@ def _charge(setting: Setting, out: Path, *, resume: bool) -> dict[str, Charged]:
             rows,
             private,
             folder=out,
-            run=setting.identity,
+            run=setting.run_hash,
             purpose=f"silo {name}",
             again=again,
         )

@@ -728,3 +728,26 @@ def test_a_run_does_not_go_on_over_an_edited_base_model(
         weights.write_bytes(sound)
         (work / "model" / "README.md").write_text("a word on it")  # no part of the model
         assert main([verb, *arguments, "--resume"]) == 0
+
+
+def test_a_run_does_not_go_on_from_an_edited_adapter(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = sound_run(work, Case("none", ()))
+    assert main(["train", *sound, f"output.dir={work / 'first'}"]) == 0
+    start = work / "first" / "adapter"
+    for verb in BOTH:
+        arguments = [*sound, f"adapter.init_from={start}", f"output.dir={work / verb}"]
+        assert main([verb, *arguments]) == 0
+        weights = (start / "adapter_model.safetensors").read_bytes()
+        (start / "adapter_model.safetensors").write_bytes(weights[:-4] + b"\1\0\0\0")
+        before = contents(work)
+        for more in (["--dry-run"], []):
+            capsys.readouterr()
+            assert main([verb, *arguments, "--resume", *more]) == 2
+            err = capsys.readouterr().err
+            assert f"the adapter `{start}` is not what it was when the run began" in err
+            assert contents(work) == before
+        (start / "adapter_model.safetensors").write_bytes(weights)
+        (start / "README.md").write_text("a word on it")  # no part of what is loaded
+        assert main([verb, *arguments, "--resume"]) == 0

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from fedtune.cli.main import main
+from fedtune.config.load import load_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.models.base_files import base_digest
@@ -56,6 +57,17 @@ def test_the_manifest_covers_every_file_and_notices_a_change(run: Path) -> None:
     assert check_manifest(run) == ["adapter/extra", "config.yaml"]
     config.write_text(before)
     (run / "adapter" / "extra").unlink()
+
+
+def test_the_hashes_of_settings_and_of_the_run_are_those_of_config_and_checkpoints(
+    run: Path,
+) -> None:
+    told = json.loads((run / "manifest.json").read_text())
+    kept = json.loads((run / "checkpoints" / "round-000001" / "round.json").read_text())
+    settings = load_config(run / "config.yaml").hash
+    assert (told["settings_hash"], told["run_hash"]) == (settings, kept["run_hash"])
+    assert settings != kept["run_hash"]
+    assert f"Settings: `{settings}`" in (run / "adapter" / "README.md").read_text()
 
 
 def test_the_manifest_names_no_machine_or_user(run: Path) -> None:
