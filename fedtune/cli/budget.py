@@ -104,6 +104,7 @@ def set_(
     Example: fedtune budget set --epsilon 8 --delta 1e-6
     """
     from fedtune.privacy.ledger import Ledger, ledger_path
+    from fedtune.privacy.told import rounded_down
 
     path = ledger_path(str(ledger) if ledger else None)
     opened = Ledger.open(path)
@@ -112,8 +113,13 @@ def set_(
     if as_json:
         print(json.dumps({"row": row.number, "hash": row.hash, **row.body}))
         return
-    former = f" (was epsilon {before.epsilon:g}, delta {before.delta:g})" if before else ""
-    print(f"{path}: budget of epsilon {epsilon:g} at delta {delta:g}{former}, row {row.number}")
+    former = (
+        f" (was epsilon {rounded_down(before.epsilon)}, delta {before.delta:g})" if before else ""
+    )
+    print(
+        f"{path}: budget of epsilon {rounded_down(epsilon)} at delta {delta:g}{former}, "
+        f"row {row.number}"
+    )
 
 
 def _opened(chosen: Path | None) -> "Ledger":
@@ -147,19 +153,21 @@ def _tell(
     spent: "Mapping[Unit, Spent]",
     runs: list[dict[str, Any]],
 ) -> None:
+    from fedtune.privacy.told import rounded_down, rounded_up
+
     print(f"ledger: {opened.file.path}")
     allowed = "none is set: runs are counted, none is refused"
     if budget:
-        allowed = f"epsilon {budget.epsilon:g} at delta {budget.delta:g}, over all runs"
+        allowed = f"epsilon {rounded_down(budget.epsilon)} at delta {budget.delta:g}, over all runs"
     print(f"budget: {allowed}")
     for unit, most in spent.items():
         print(
             f"{most.units:,} {unit}s: the most that one has spent is epsilon "
-            f"{most.epsilon.pld:.4g} by pld, {most.epsilon.rdp:.4g} by rdp, at delta {delta:g}, "
-            f"for the presence of one {unit} (add/remove)"
+            f"{rounded_up(most.epsilon.pld)} by pld, {rounded_up(most.epsilon.rdp)} by rdp, "
+            f"at delta {delta:g}, for the presence of one {unit} (add/remove)"
         )
     for run in runs:
         print(
             f"{run['time']}  {run['run']}: {run['purpose']}, {run['units']:,} {run['unit']}s, "
-            f"then at most epsilon {run['epsilon']['pld']:.4g} at delta {run['delta']:g}"
+            f"then at most epsilon {rounded_up(run['epsilon']['pld'])} at delta {run['delta']:g}"
         )

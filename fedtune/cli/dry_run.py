@@ -60,14 +60,16 @@ def _tell_federation(plan: "FederatedDryRun") -> None:
 
 
 def _tell_plan(who: str, plan: "PlanFacts") -> None:
-    told = ", ".join(f"{value:.3g} by {name}" for name, value in plan.epsilon.items())
+    from fedtune.privacy.told import rounded_down, rounded_up
+
+    told = ", ".join(f"{rounded_up(value)} by {name}" for name, value in plan.epsilon.items())
     central = "who gets the model, not against the coordinator"
     against = central if plan.unit == "silo" else "all who see what is released"
     print(
         f"{who}: {plan.units:,} {plan.unit}s, about {plan.expected_batch:.3g} a step "
         f"({plan.sampling} sampling, rate {plan.sample_rate:.3g}), {plan.steps:,} steps, noise "
-        f"multiplier {plan.noise_multiplier:.4g}: epsilon {told} at delta {plan.delta:g} for the "
-        f"presence of one {plan.unit}, against {against}"
+        f"multiplier {rounded_down(plan.noise_multiplier)}: epsilon {told} at delta "
+        f"{plan.delta:g} for the presence of one {plan.unit}, against {against}"
     )
 
 
@@ -76,11 +78,14 @@ def tell_promise(statement: Mapping[str, Any]) -> None:
     promise = statement["promise"]
     if promise is None:
         return
+    from fedtune.privacy.told import rounded_up
+    from fedtune.reports.privacy_prose import whose
+
     second = promise["second_accountant"]
     print(
-        f"privacy: epsilon {promise['epsilon']:.4g} by {promise['accountant']['name']} "
-        f"({second['epsilon']:.4g} by {second['name']}) at delta {promise['delta']:g} for the "
-        f"presence of one {promise['unit']}; against whom, and what it leaves out: privacy.md"
+        f"privacy: epsilon {rounded_up(promise['epsilon'])} by {promise['accountant']['name']} "
+        f"({rounded_up(second['epsilon'])} by {second['name']}) at delta {promise['delta']:g} for "
+        f"the presence of {whose(statement)}; against whom, and what it leaves out: privacy.md"
     )
 
 

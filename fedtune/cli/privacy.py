@@ -162,20 +162,23 @@ def _draw(found: "Outlook", path: Path) -> None:
 def _tell(found: "Outlook") -> None:
     from rich.console import Console
 
+    from fedtune.privacy.told import rounded_down, rounded_up
+
     console, plan = Console(highlight=False, soft_wrap=True), found.plan
     settings, (first, second) = plan.settings, found.figures
     made = "noise solved for" if settings.target_epsilon else "noise as given"
     console.print(
-        f"epsilon {first.epsilon:.4g} by {first.accountant} ({first.library}), "
-        f"{second.epsilon:.4g} by {second.accountant} ({second.library})\n"
+        f"epsilon {rounded_up(first.epsilon)} by {first.accountant} ({first.library}), "
+        f"{rounded_up(second.epsilon)} by {second.accountant} ({second.library})\n"
         f"  at delta {settings.delta:g}, for the presence or absence of one {plan.unit}, "
         f"against {found.adversary}\n"
         f"  {plan.units:,} {plan.unit}s, about {plan.expected_batch:.4g} a step "
         f"({settings.sampling if plan.unit != 'silo' else 'Poisson'} sampling, rate "
         f"{plan.sample_rate:.4g}), {plan.steps:,} steps in {found.rounds:,} rounds\n"
-        f"  noise multiplier {plan.noise_multiplier:.4g} ({made})"
+        f"  noise multiplier {rounded_down(plan.noise_multiplier)} ({made})"
         + (
-            f"; {plan.sum_noise_multiplier:.4g} on sums and {plan.count_noise:.4g} on counts"
+            f"; {rounded_down(plan.sum_noise_multiplier)} on sums and "
+            f"{rounded_down(plan.count_noise)} on counts"
             if settings.clipping == "adaptive"
             else ""
         )
@@ -188,11 +191,13 @@ def _tell(found: "Outlook") -> None:
 def _over_rounds(found: "Outlook") -> "Table":
     from rich.table import Table
 
+    from fedtune.privacy.told import rounded_up
+
     table = Table("round", "steps", title="epsilon over rounds", title_justify="left")
     for figure in found.figures:
         table.add_column(figure.accountant, justify="right")
     for point in found.points:
-        values = (f"{value:.4g}" for value in point.epsilons)
+        values = map(rounded_up, point.epsilons)
         table.add_row(f"{point.round:,}", f"{point.steps:,}", *values)
     return table
 
@@ -200,16 +205,20 @@ def _over_rounds(found: "Outlook") -> "Table":
 def _knobs(found: "Outlook") -> "Table":
     from rich.table import Table
 
+    from fedtune.privacy.told import rounded_up
+
     table = Table("setting", title="epsilon if one setting were", title_justify="left")
     for head in ("half", "as planned", "double"):
         table.add_column(head, justify="right")
     for knob in found.knobs:
         sides = (knob.half, found.figures[0].epsilon, knob.double)
-        table.add_row(knob.setting, *("-" if v is None else f"{v:.4g}" for v in sides))
+        table.add_row(knob.setting, *("-" if v is None else rounded_up(v) for v in sides))
     return table
 
 
 def _tell_rest(found: "Outlook", console: "Console") -> None:
+    from fedtune.privacy.told import rounded_up
+
     if found.signal_to_noise is not None:
         console.print(
             f"signal to noise of a step: at most {found.signal_to_noise:.3g}, if all gradients "
@@ -219,13 +228,14 @@ def _tell_rest(found: "Outlook", console: "Console") -> None:
         console.print("signal to noise of a step: say --weights, the number that is trained")
     if found.patient_epsilon is not None:
         console.print(
-            f"a patient with {found.records} records: epsilon {found.patient_epsilon:.4g} at most"
+            f"a patient with {found.records} records: epsilon "
+            f"{rounded_up(found.patient_epsilon)} at most"
         )
     if found.selection:
         console.print(
             f"the best of about {found.selection.runs} runs (a Poisson number, drawn before): "
-            f"epsilon {found.selection.best_of_poisson:.4g} by rdp; of exactly "
-            f"{found.selection.runs} runs: {found.selection.composed:.4g} by "
+            f"epsilon {rounded_up(found.selection.best_of_poisson)} by rdp; of exactly "
+            f"{found.selection.runs} runs: {rounded_up(found.selection.composed)} by "
             f"{found.figures[0].accountant}"
         )
     else:

@@ -1,6 +1,7 @@
 """A raw row's canonical form, or why it has none."""
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ def canonical_row(raw: Mapping[str, Any], layout: Layout, where: str) -> dict[st
     record_id = _identity(raw, layout.record_id) if layout.record_id else where
     row: dict[str, Any] = {
         "record_id": record_id,
-        "unit_id": _identity(raw, layout.privacy_unit) if layout.privacy_unit else record_id,
+        "unit_id": _unit(raw, layout.privacy_unit) if layout.privacy_unit else record_id,
         "silo": _identity(raw, layout.silo) if layout.silo else "",
         "where": where,
     }
@@ -88,6 +89,16 @@ def _identity(raw: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, (str, int)):
         raise BadRowError(f"`{column}` is {type(value).__name__}, not text or a whole number")
     return _checked(str(value), column)
+
+
+def _unit(raw: Mapping[str, Any], column: str) -> str:
+    """An id in the form by which a ledger knows it: otherwise one person would be two units."""
+    return one_form(_identity(raw, column))
+
+
+def one_form(text: str) -> str:
+    """`text` whatever way its letters are encoded and its words are set apart."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _messages(raw: Mapping[str, Any], column: str) -> list[dict[str, str]]:

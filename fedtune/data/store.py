@@ -18,7 +18,7 @@ from fedtune.data.layouts import Layout
 from fedtune.data.readers import RawRow
 from fedtune.errors import InputError
 
-_VERSION = 4  # raise it when canonical rows change, so that older stores aren't read
+_VERSION = 5  # raise it when canonical rows change, so that older stores aren't read
 _SHOWN = 10
 _WRITER_ROWS = 1024
 

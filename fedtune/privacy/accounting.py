@@ -8,6 +8,7 @@ from typing import Literal
 from fedtune.errors import InputError
 from fedtune.privacy import loss_distribution, renyi
 from fedtune.privacy.events import GaussianEvent, merged
+from fedtune.privacy.told import rounded_up
 
 Accountant = Literal["pld", "prv", "rdp"]
 
@@ -147,7 +148,7 @@ def _least(spend: Callable[[float], float], target: float, low: float, high: flo
 
 def _unreachable(target: float, spent: float, accountant: Accountant) -> InputError:
     if spent:
-        problem = f"no noise can keep epsilon within {target:g}: {spent:.4g} is spent already"
+        problem = f"no noise keeps epsilon within {target:g}: {rounded_up(spent)} is spent already"
     else:
         problem = f"the {accountant} accountant can't show an epsilon as small as {target:g}"
     return InputError(problem, where="privacy.target_epsilon", mend="raise it")

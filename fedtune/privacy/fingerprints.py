@@ -8,7 +8,6 @@ the same people. Without the ledger's key a fingerprint tells nothing, not even 
 
 import hashlib
 import hmac
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedtune.data.examples import CONTENT_COLUMNS, ExampleSet
+from fedtune.data.formats import one_form
 from fedtune.errors import InputError
 
 _BATCH_ROWS = 1024
@@ -72,7 +72,7 @@ def fingerprints(examples: ExampleSet, key: bytes, unit: Literal["record", "pati
     for rows in _batches(examples):
         end = start + len(rows)
         records[start:end] = [_keyed(key, "record", _words(examples, row)) for row in rows]
-        patients[start:end] = [_keyed(key, "patient", _one_form(row["unit_id"])) for row in rows]
+        patients[start:end] = [_keyed(key, "patient", one_form(row["unit_id"])) for row in rows]
         named |= any(row["unit_id"] != row["record_id"] for row in rows)
         start = end
     if unit == "patient" and not named:
@@ -94,14 +94,9 @@ def _batches(examples: ExampleSet) -> Iterator[list[dict[str, Any]]]:
 
 def _words(examples: ExampleSet, row: dict[str, Any]) -> str:
     if examples.format == "messages":
-        return _one_form(" ".join(turn["content"] for turn in row["messages"]))
+        return one_form(" ".join(turn["content"] for turn in row["messages"]))
     names = [name for name in CONTENT_COLUMNS[examples.format] if name not in _NOT_WORDS]
-    return _one_form(" ".join(row[name] for name in names))
-
-
-def _one_form(text: str) -> str:
-    """`text` whatever way its letters are encoded and its words are set apart."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return one_form(" ".join(row[name] for name in names))
 
 
 def _keyed(key: bytes, kind: str, text: str) -> int:

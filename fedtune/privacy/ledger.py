@@ -18,6 +18,7 @@ from fedtune.privacy.chained_rows import Addition, ChainedRows, Damage, Row
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Exposure, Figures, Met, Unit, exposures, figures_of, meet
 from fedtune.privacy.fingerprints import People
+from fedtune.privacy.told import rounded_down, rounded_up
 
 _ZERO = Figures(0.0, 0.0)
 _SHOWN = 5
@@ -191,15 +192,16 @@ class Ledger:
     ) -> None:
         if after.pld <= most and after.pld < math.inf:
             return
-        spent = f"{before.pld:.4g} was spent on these people by earlier runs"
+        spent = f"{rounded_up(before.pld)} was spent on these people by earlier runs"
         if runs:
             spent += f" ({', '.join(runs[-_SHOWN:])})"
         raise InputError(
-            f"the privacy budget doesn't allow this run: of epsilon {most:.4g} (delta {delta:g}) "
-            f"{spent}, {max(0, most - before.pld):.4g} is left; this run alone asks for "
-            f"{alone.pld:.4g}, and all together would be {after.pld:.4g}",
+            f"the privacy budget doesn't allow this run: of epsilon {rounded_down(most)} "
+            f"(delta {delta:g}) {spent}, {rounded_down(max(0.0, most - before.pld))} is left; this "
+            f"run alone asks for {rounded_up(alone.pld)}, and all together would be "
+            f"{rounded_up(after.pld)}",
             where=self.file.path,
-            expected=f"at most {most:.4g} over all runs",
+            expected=f"at most {rounded_down(most)} over all runs",
             mend="lower `privacy.target_epsilon`, raise `privacy.noise_multiplier`, or take fewer "
             "steps; only who answers for these data may raise the budget (`fedtune budget set`)",
         )

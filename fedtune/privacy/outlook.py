@@ -14,6 +14,7 @@ from fedtune.privacy.accounting import (
 )
 from fedtune.privacy.events import MAX_STEPS
 from fedtune.privacy.plan import ExecutionPlan
+from fedtune.privacy.told import rounded_up
 
 _POINTS = 10
 _MUCH_EPSILON, _LITTLE_NOISE = 10.0, 0.3
@@ -173,7 +174,7 @@ def _warnings(found: Outlook) -> list[str]:
     spent, small = found.figures[0].epsilon, plan.noise_multiplier < _LITTLE_NOISE
     said = []
     if spent > _MUCH_EPSILON:
-        said.append(f"epsilon {spent:.3g} is over 10: as a guarantee it is next to nothing")
+        said.append(f"epsilon {rounded_up(spent)} is over 10: as a guarantee it is next to nothing")
     if small:
         said.append(f"a noise multiplier of {plan.noise_multiplier:.3g} is no noise to speak of")
     if settings.delta * plan.units > 0.1:
@@ -187,6 +188,6 @@ def _warnings(found: Outlook) -> list[str]:
     if found.patient_epsilon is not None:
         said.append(
             f"the promise is for one record; a patient of {found.records} has "
-            f"{found.patient_epsilon:.3g}"
+            f"{rounded_up(found.patient_epsilon)}"
         )
     return said

@@ -9,6 +9,7 @@ from fedtune.errors import InputError, RunFailedError
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.plan import ExecutionPlan
+from fedtune.privacy.told import rounded_up
 
 RELEASED = "released.json"
 """The record's name in the coordinator's folder of checkpoints."""
@@ -53,7 +54,7 @@ class Spending:
         if spent > target:
             raise RunFailedError(
                 f"round {released[-1]}: rounds were run again after their noise was drawn; with "
-                f"this one the run would reach epsilon {spent:.4g} for a silo (delta "
+                f"this one the run would reach epsilon {rounded_up(spent)} for a silo (delta "
                 f"{self.plan.settings.delta:g}), above `privacy.target_epsilon` ({target})"
             )
 

@@ -10,6 +10,8 @@ from huggingface_hub import ModelCardData
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
+from fedtune.privacy.told import rounded_up
+from fedtune.reports.privacy_prose import whose
 
 _SECTIONS = ("task", "adapter", "training", "seed")
 
@@ -79,11 +81,10 @@ def _promise(promised: Mapping[str, Any]) -> str:
     first, second = promise["accountant"], promise["second_accountant"]
     return (
         f"- **Differential privacy** (mode `{promised['mode']}`): epsilon "
-        f"{promise['epsilon']:.4g} at delta {promise['delta']:g} for the presence of one "
-        f"{promise['unit']} (add/remove), by {first['name']} ({first['library']}); by "
-        f"{second['name']}: {second['epsilon']:.4g}. Against {promise['adversary']}. Not covered: "
-        + "; ".join(promised["not_covered"])
-        + ".\n"
+        f"{rounded_up(promise['epsilon'])} at delta {promise['delta']:g} for the presence of "
+        f"{whose(promised)} (add/remove), by {first['name']} ({first['library']}); by "
+        f"{second['name']}: {rounded_up(second['epsilon'])}. Against {promise['adversary']}. "
+        "Not covered: " + "; ".join(promised["not_covered"]) + ".\n"
     )
 
 

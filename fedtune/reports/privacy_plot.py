@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.privacy.outlook import Outlook
+from fedtune.privacy.told import rounded_up
 
 
 def plot_outlook(outlook: Outlook, path: Path) -> None:
@@ -50,7 +51,7 @@ def _knobs(axes: Any, outlook: Outlook) -> None:
         bars = axes.barh([k for k, _ in places], [v for _, v in places], 0.36, label=side)
         for text in axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8):
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    axes.axvline(now, color="black", lw=1, zorder=0, label=f"as planned: {now:.3g}")
+    axes.axvline(now, color="black", lw=1, zorder=0, label=f"as planned: {rounded_up(now)}")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(x=0.15)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedtune.privacy.told import rounded_down, rounded_up
+
 _SAMPLING = {
     "poisson": "Poisson sampling: each {unit} with chance {sample_rate:.4g} at every step, "
     "independently",
@@ -26,7 +28,7 @@ def prose(facts: Mapping[str, Any]) -> str:
     done = [_party(name, party, promise["delta"]) for name, party in parties.items()]
     parts = [
         "# Privacy",
-        _promise(promise, facts["mode"]),
+        _promise(promise, facts["mode"], whose(facts)),
         "## Against whom",
         f"{_first_upper(promise['adversary'])}.",
         "## How",
@@ -39,13 +41,19 @@ def prose(facts: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _promise(promise: Mapping[str, Any], mode: str) -> str:
+def whose(facts: Mapping[str, Any]) -> str:
+    """Whose presence the promise is about, in words: one patient, or one patient of one silo."""
+    unit = f"one {facts['promise']['unit']}"
+    return f"{unit} of one silo" if facts["composition"]["silos_of_a_unit"] else unit
+
+
+def _promise(promise: Mapping[str, Any], mode: str, who: str) -> str:
     unit, first = promise["unit"], promise["accountant"]
     return (
         f"This run is differentially private (mode `{mode}`) with **epsilon "
-        f"{promise['epsilon']:.4g} at delta {promise['delta']:g}** for the presence of one {unit} "
-        f"(neighbouring data: one {unit} added or removed, with all that is theirs), by the "
-        f"{first['name']} accountant ({first['library']}). {_second(promise)}"
+        f"{rounded_up(promise['epsilon'])} at delta {promise['delta']:g}** for the presence "
+        f"of {who} (neighbouring data: one {unit} added or removed, with all that is theirs), by "
+        f"the {first['name']} accountant ({first['library']}). {_second(promise)}"
     )
 
 
@@ -53,7 +61,7 @@ def _second(figures: Mapping[str, Any]) -> str:
     second = figures["second_accountant"]
     return (
         f"A second accountant, {second['name']} ({second['library']}), says epsilon "
-        f"{second['epsilon']:.4g}."
+        f"{rounded_up(second['epsilon'])}."
     )
 
 
@@ -71,26 +79,25 @@ def _party(name: str, party: Mapping[str, Any], delta: float) -> str:
         f"**{name}**: {party['units']:,} {party['unit']}s. "
         f"{_first_upper(_SAMPLING[party['sampling']].format(**party))}, "
         f"{party['expected_batch']:.4g} expected. What one {party['unit']} adds{rows} is clipped "
-        f"{clipping}. {noise} noise of multiplier {party['noise_multiplier']:.4g} is counted; the "
-        f"sum itself has {party['sum_noise_multiplier']:.4g} times the clipping norm. "
-        f"{party['steps_released']:,} noisy sums were released ({party['steps_planned']:,} were "
-        f"planned): epsilon {party['epsilon']:.4g} at delta {delta:g} by "
-        f"{party['accountant']['name']} ({party['accountant']['library']}). {_second(party)} "
-        f"{_ledger(party['ledger'], party['unit'])}"
+        f"{clipping}. {noise} noise of multiplier {rounded_down(party['noise_multiplier'])} is "
+        f"counted; the sum itself has {rounded_down(party['sum_noise_multiplier'])} times the "
+        f"clipping norm. {party['steps_released']:,} noisy sums were released "
+        f"({party['steps_planned']:,} were planned): epsilon {rounded_up(party['epsilon'])} at "
+        f"delta {delta:g} by {party['accountant']['name']} ({party['accountant']['library']}). {_second(party)} "
+        f"{_ledger(party['ledger'])}"
     )
 
 
-def _ledger(ledger: Mapping[str, Any] | None, unit: str) -> str:
+def _ledger(ledger: Mapping[str, Any] | None) -> str:
     if ledger is None:
         return "Earlier and later runs on the same data are not counted: there was no ledger."
-    budget, at = ledger["budget"], f"at delta {ledger['delta']:g}"
-    allowed = f"of a budget of {budget['epsilon']:g} " if budget else "(no budget was set) "
-    met = ", ".join(ledger["earlier_runs"]) or "none"
+    budget, after = ledger["budget"], ledger["after"]
+    allowed = f", of a budget of {rounded_down(budget['epsilon'])}" if budget else ""
     return (
-        f"Earlier runs on any of these people: {met}. The most exposed of them had spent epsilon "
-        f"{ledger['before']['pld']:.4g} by pld and {ledger['before']['rdp']:.4g} by rdp, and with "
-        f"this run {ledger['after']['pld']:.4g} by pld and {ledger['after']['rdp']:.4g} by rdp "
-        f"{allowed}{at} (row {ledger['row']} of the ledger, hash `{ledger['hash']}`)."
+        f"With all earlier runs on any of these people that the ledger of these data knows, the "
+        f"most exposed of them has spent epsilon {rounded_up(after['pld'])} by pld and "
+        f"{rounded_up(after['rdp'])} by rdp{allowed} at delta {ledger['delta']:g} (row of hash "
+        f"`{ledger['hash']}`)."
     )
 
 

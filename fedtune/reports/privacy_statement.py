@@ -5,9 +5,10 @@ Else `promise` has `epsilon`, `delta`, `unit`, `relation`, `adversary`, `account
 `second_accountant` (each with `name`, `epsilon` and `library` with its version); `parties` has for
 each silo (or `run` for a central one) what was done on its data: `units`, `sampling`,
 `sample_rate`, `steps_planned`, `steps_released`, `mechanism`, `noise_multiplier`,
-`sum_noise_multiplier`, `clipping`, `events`, its own two figures, and under `ledger` what earlier
-runs spent on the same people; `composition` says how parties and rounds add up; `not_covered` what
-the promise leaves out. privacy.md tells the same and no more: it is made from privacy.json.
+`sum_noise_multiplier`, `clipping`, `events`, its own two figures, and under `ledger` what all runs
+on the same people spent together, and the hash of the charge's row there; `composition` says how
+parties and rounds add up, and in how many silos one unit may be (`silos_of_a_unit`); `not_covered`
+what the promise leaves out. privacy.md tells the same and no more: it is made from privacy.json.
 """
 
 import dataclasses
@@ -49,9 +50,10 @@ _NOT_COVERED = (
     "whether a run is refused because a silo or a held-out part would be empty. Who is held out, "
     "and in which silo of a simulation somebody is, hangs on nobody else: a hash of the seed and "
     "of one's own id (of a row's own words, where no column names ids) decides it",
-    "one person under two ids, or in two silos: ids can't tell, and silos are taken as disjoint",
-    "the ledger's figures and the names of earlier runs below: they are exact, tell who is in the "
-    "data, and are for those who answer for it",
+    "one person under two ids, in one silo or in several: ids can't tell. What each of them costs "
+    "adds up",
+    "what all runs in the ledger cost together: that figure is exact and tells whether somebody in "
+    "these data was in earlier runs",
     "side channels: the time a step takes, memory, network traffic and failures",
     "files that stay where the data are: the cache, checkpoints, partition.json, charged.json, "
     "manifest.json and logs",
@@ -77,14 +79,13 @@ def write_statement(
     done: Mapping[str, Done],
     *,
     rounds: int | None = None,
-    disjoint: bool = True,
 ) -> dict[str, Any]:
     """Write privacy.json and privacy.md into `folder` and give the former's content.
 
     `done` is what each silo did in `local` mode; `{"run": ...}` for `train` and for `central`.
-    `rounds` is None outside a federation; `disjoint` says that no unit is in two silos.
+    `rounds` is None outside a federation.
     """
-    facts = statement(settings, done, rounds=rounds, disjoint=disjoint)
+    facts = statement(settings, done, rounds=rounds)
     write_text(folder / STATEMENT, json.dumps(facts, indent=2) + "\n")
     write_text(folder / PROSE, prose(facts))
     return facts
@@ -95,7 +96,6 @@ def statement(
     done: Mapping[str, Done],
     *,
     rounds: int | None = None,
-    disjoint: bool = True,
 ) -> dict[str, Any]:
     """What privacy.json holds. Raises ValueError on a private mode of which nothing was done."""
     if settings.mode == "none":
@@ -109,30 +109,22 @@ def statement(
         "version": _VERSION,
         "mode": settings.mode,
         "promise": {
-            **_promised(settings, done, parties, disjoint=disjoint),
+            **_promised(parties),
             "delta": settings.delta,
             "unit": next(iter(done.values())).plan.unit,
             "relation": "add_remove",
             "adversary": _ADVERSARY[settings.mode],
         },
         "parties": parties,
-        "composition": _composition(settings, len(done), rounds, disjoint=disjoint),
+        "composition": _composition(settings, len(done), rounds),
         "not_covered": [*_NOT_COVERED, *_MODE[settings.mode], _HELD_OUT[settings.held_out]],
     }
 
 
-def _promised(
-    settings: PrivacyConfig,
-    done: Mapping[str, Done],
-    parties: Mapping[str, Mapping[str, Any]],
-    *,
-    disjoint: bool,
-) -> dict[str, Any]:
-    """The run's epsilon: the largest over parties, or of all together if units are shared."""
-    if disjoint:
-        most = max(parties.values(), key=lambda party: float(party["epsilon"]))
-        return {name: most[name] for name in ("epsilon", "accountant", "second_accountant")}
-    return _figures(settings, [event for one in done.values() for event in one.events])
+def _promised(parties: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The run's epsilon: the largest over parties, since a unit is in one of them."""
+    most = max(parties.values(), key=lambda party: float(party["epsilon"]))
+    return {name: most[name] for name in ("epsilon", "accountant", "second_accountant")}
 
 
 def _figures(settings: PrivacyConfig, events: Sequence[GaussianEvent]) -> dict[str, Any]:
@@ -197,23 +189,25 @@ def _clipping(plan: ExecutionPlan) -> dict[str, Any]:
 
 
 def _ledger(charge: Charge | None) -> dict[str, Any] | None:
+    """What the ledger's owner and a reader need: where it is told, and the composed figures.
+
+    Earlier runs by name, and what each cost, are the silo's own: `fedtune budget show` tells them.
+    """
     if charge is None:
         return None
-    names = ("row", "hash", "before", "alone", "after", "delta", "budget", "earlier_runs")
     whole = dataclasses.asdict(charge)
-    return {name: whole[name] for name in names} | {"earlier_runs": list(charge.earlier_runs)}
+    return {name: whole[name] for name in ("hash", "after", "delta", "budget")}
 
 
-def _composition(
-    settings: PrivacyConfig, parties: int, rounds: int | None, *, disjoint: bool
-) -> dict[str, Any]:
+def _composition(settings: PrivacyConfig, parties: int, rounds: int | None) -> dict[str, Any]:
     told = "all noisy sums of the run are composed"
     if rounds is not None:
         told += f", over all of its {rounds} rounds"
-    if settings.mode == "local" and parties > 1:
+    in_silos = settings.mode == "local" and rounds is not None
+    if in_silos and parties > 1:
         told += (
-            "; no unit is in two silos, so the run's epsilon is the largest of its silos'"
-            if disjoint
-            else "; a unit may be in several silos, so the run's epsilon is of all silos together"
+            "; each unit is in one silo (a run in which two silos have one id is refused), so the "
+            "run's epsilon is the largest of its silos'. For somebody who is in several under "
+            "several ids, epsilons and deltas of these silos add up"
         )
-    return {"rounds": rounds, "disjoint": disjoint, "how": told}
+    return {"rounds": rounds, "silos_of_a_unit": 1 if in_silos else None, "how": told}

@@ -12,6 +12,7 @@ from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.fingerprints import People
 from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.told import rounded_up
 
 EVENT = GaussianEvent(0.1, 1.0, 10)
 PATIENTS = np.repeat(np.arange(10, dtype=np.uint64), 2)
@@ -56,7 +57,7 @@ def test_the_budget_is_set_raised_and_shown_with_all_that_was_spent(path: Path, 
 def test_a_readable_page(path: Path, capsys):
     charge(path, "run-1")
     page = printed(capsys, "show")
-    told = f"{epsilon([EVENT], 1e-5, 'pld'):.4g} by pld"
+    told = f"{rounded_up(epsilon([EVENT], 1e-5, 'pld'))} by pld"
     for words in (
         "none is set",
         "10 patients",

@@ -323,6 +323,13 @@ CASES = [
         verbs=("simulate",),
     ),
     Case(
+        "a patient in two silos, privately",
+        ("federation.partition.column", "more than one silo", "train.jsonl:2 in `b`"),
+        rows=with_row(2, who=" p0"),
+        settings=("data.columns.privacy_unit=who", *PRIVATE),
+        verbs=("simulate",),
+    ),
+    Case(
         "a privacy unit in two silos",
         ("federation.partition.column", "more than one silo"),
         rows=with_row(2, who="p0"),

@@ -22,6 +22,7 @@ from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Met, exposures, of_group
 from fedtune.privacy.fingerprints import People
 from fedtune.privacy.ledger import Ledger, ledger_path
+from fedtune.privacy.told import rounded_down, rounded_up
 
 ROOT = Path(__file__).parents[2]
 EVENT = GaussianEvent(0.1, 1.0, 10)
@@ -58,7 +59,8 @@ def test_the_second_run_on_the_same_people_is_refused_with_all_figures_after_a_r
     with pytest.raises(InputError) as refusal:
         charge(Ledger.open(ledger.file.path), "run-2", people(range(50)))
     left = (TWO - ONE) / 2
-    for told in (f"{ONE:.4g} was spent", "run-1", f"{left:.4g} is left", f"be {TWO:.4g}"):
+    up, down = rounded_up, rounded_down
+    for told in (f"{up(ONE)} was spent", "run-1", f"{down(left)} is left", f"be {up(TWO)}"):
         assert told in str(refusal.value)
     assert [row.body["run"] for row in ledger.charges()] == ["run-1"]
 

@@ -15,6 +15,8 @@ from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.fingerprints import People
 from fedtune.privacy.ledger import Ledger
 from fedtune.privacy.plan import plan_rounds, plan_steps
+from fedtune.privacy.told import rounded_up
+from fedtune.reports.privacy_prose import prose
 from fedtune.reports.privacy_statement import Done, statement, write_statement
 
 LOCAL = PrivacyConfig(mode="local", noise_multiplier=1.5, delta=1e-4, clipping_norm=0.7)
@@ -65,8 +67,8 @@ def test_the_page_tells_the_same_figures(tmp_path: Path):
     page = (tmp_path / "privacy.md").read_text()
     promise = told["promise"]
     for words in (
-        f"epsilon {promise['epsilon']:.4g} at delta 0.0001",
-        f"{promise['second_accountant']['epsilon']:.4g}",
+        f"epsilon {rounded_up(promise['epsilon'])} at delta 0.0001",
+        rounded_up(promise["second_accountant"]["epsilon"]),
         "one patient", "added or removed", "chance 0.1", "200 patients", "0.7 in L2 norm",
         "multiplier 1.5", "30 noisy sums", "at most 16 rows", "dp-accounting", "opacus",
         "no ledger", *told["not_covered"],
@@ -121,12 +123,11 @@ def test_silos_are_told_one_by_one_and_the_run_is_as_its_most_exposed():
     each = {name: party["epsilon"] for name, party in told["parties"].items()}
     assert told["promise"]["epsilon"] == each["b"] == max(each.values())
     assert len(set(each.values())) == 3
-    assert "no unit is in two silos" in told["composition"]["how"]
+    assert "each unit is in one silo" in told["composition"]["how"]
+    assert told["composition"]["silos_of_a_unit"] == 1
     assert "3 rounds" in told["composition"]["how"]
-    shared = statement(LOCAL, done, rounds=3, disjoint=False)
-    events = [event for one in done.values() for event in one.events]
-    assert shared["promise"]["epsilon"] == epsilon(events, 1e-4, "pld") > each["b"]
-    assert "all silos together" in shared["composition"]["how"]
+    assert "for the presence of one patient of one silo" in prose(told)
+    assert "of one silo" not in prose(statement(LOCAL, {"run": local()}))
 
 
 def test_earlier_runs_on_the_same_people_are_told(tmp_path: Path):
@@ -144,15 +145,17 @@ def test_earlier_runs_on_the_same_people_are_told(tmp_path: Path):
 
     run("first")
     told = write_statement(tmp_path, LOCAL, {"run": run("second")})["parties"]["run"]["ledger"]
-    assert told["earlier_runs"] == ["first"]
+    assert told.keys() == {"hash", "after", "delta", "budget"}  # no run's name, no figure of one
     assert told["budget"] == {"epsilon": 50.0, "delta": 1e-5}
     once, twice = (epsilon([local().plan.event()] * n, 1e-5, "pld") for n in (1, 2))
-    assert (told["before"]["pld"], told["after"]["pld"]) == (once, twice)
-    last = ledger.charges()[-1]
-    assert (told["row"], told["hash"]) == (last.number, last.hash)
+    assert told["after"]["pld"] == twice
+    assert told["hash"] == ledger.charges()[-1].hash
     page = (tmp_path / "privacy.md").read_text()
-    for words in ("first", f"{once:.4g}", f"{twice:.4g}", "budget of 50", "delta 1e-05", last.hash):
+    for words in (rounded_up(twice), "budget of 50", "delta 1e-05", told["hash"]):
         assert words in page
+    whole = page + (tmp_path / "privacy.json").read_text()
+    for secret in ("first", 'second"', rounded_up(once), str(once)):
+        assert secret not in whole
 
 
 def test_silo_level_names_the_trusted_coordinator_and_how_silos_were_asked():

@@ -49,7 +49,7 @@ def test_a_round_that_may_have_been_sent_twice_counts_twice(tmp_path: Path):
     assert run(folder, "--resume") == 0  # finished: nothing more is charged, the row stays known
     assert told(folder)["epsilon"] == before
     ledger = json.loads((folder / "privacy.json").read_text())["parties"]["silo-0"]["ledger"]
-    assert ledger["row"] >= 1
+    assert len(ledger["hash"]) == 64
     shutil.rmtree(folder / "checkpoints" / "round-000002")
     assert run(folder, "--resume") == 0
     assert told(folder)["epsilon"] > before
