@@ -83,8 +83,8 @@ def _party(name: str, party: Mapping[str, Any], delta: float) -> str:
         f"counted; the sum itself has {rounded_down(party['sum_noise_multiplier'])} times the "
         f"clipping norm. {party['steps_released']:,} noisy sums were released "
         f"({party['steps_planned']:,} were planned): epsilon {rounded_up(party['epsilon'])} at "
-        f"delta {delta:g} by {party['accountant']['name']} ({party['accountant']['library']}). {_second(party)} "
-        f"{_ledger(party['ledger'])}"
+        f"delta {delta:g} by {party['accountant']['name']} ({party['accountant']['library']}). "
+        f"{_second(party)} {_ledger(party['ledger'])}"
     )
 
 
