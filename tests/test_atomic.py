@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,18 @@ from fedtune.atomic import append_line, new_folder, write_text
 from fedtune.errors import NotWrittenError
 
 
-@pytest.fixture
-def _full_at_100_bytes() -> Iterator[None]:
-    """No file can grow beyond 100 bytes, as where a disk is full."""
+@contextmanager
+def full_at_100_bytes() -> Iterator[None]:
+    """No file can grow beyond 100 bytes, as where a disk is full.
+
+    Not a fixture: pytest's own output may be a file, and it writes between set-up and test.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_text_replaces_what_was_there(tmp_path: Path):
@@ -48,20 +54,21 @@ def test_an_error_leaves_the_old_folder_and_no_draft(tmp_path: Path):
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "old"]
 
 
-@pytest.mark.usefixtures("_full_at_100_bytes")
 def test_a_line_that_does_not_fit_leaves_no_part_of_it(tmp_path: Path):
     path = tmp_path / "lines"
     append_line(path, 59 * "a")
-    with pytest.raises(NotWrittenError, match=r"lines: can't be written \(File too large\)"):
+    with (
+        full_at_100_bytes(),
+        pytest.raises(NotWrittenError, match=r"lines: can't be written \(File too large\)"),
+    ):
         append_line(path, 59 * "b")
     assert path.read_text() == 59 * "a" + "\n"
 
 
-@pytest.mark.usefixtures("_full_at_100_bytes")
 def test_a_text_that_does_not_fit_leaves_the_old_one_and_no_draft(tmp_path: Path):
     path = tmp_path / "file.json"
     write_text(path, "old")
-    with pytest.raises(NotWrittenError, match="about 101 bytes needed"):
+    with full_at_100_bytes(), pytest.raises(NotWrittenError, match="about 101 bytes needed"):
         write_text(path, 101 * "x")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
