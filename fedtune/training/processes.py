@@ -4,6 +4,7 @@
 very steps that one would; only adapters' gradients travel.
 """
 
+import atexit
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,13 @@ from torch import Tensor
 from fedtune.config.schema import TrainingConfig
 
 T = TypeVar("T")
+
+
+@atexit.register
+def _leave() -> None:
+    # threads of a group that is still there at the very end can abort the process
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _state() -> PartialState:
