@@ -5,14 +5,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.privacy.done import Done
+from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.training import processes
-from fedtune.training.charging import charge_run
+from fedtune.training.charging import Charged, charge_run
 from fedtune.training.checkpoints import CheckpointFolder, run_hash
 from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
@@ -26,7 +28,8 @@ from fedtune.training.loggers import (
 from fedtune.training.prepare import Prepared, prepare
 from fedtune.training.private import check_one_place, check_private, private_steps, scores_shown
 from fedtune.training.run_folder import claim_folder
-from fedtune.training.trainer import Trainer
+from fedtune.training.run_lock import alone_in
+from fedtune.training.trainer import Trainer, TrainingResult
 
 EVALUATION_BATCH = 32
 
@@ -56,75 +59,100 @@ def train(
     Raises InputError on settings, data or a model that can't be used, RunFailedError when training
     can't go on.
     """
-    check_loggers(config)
-    check_one_place(config)
-    check_private(config, resume=resume)
-    prepared = prepare(config)
-    private = private_steps(config, prepared.splits.train)
-    shown, facts = scores_shown(config), prepared.splits.facts
-    if processes.is_main():
-        claim_folder(out, config, "train", resume=resume)
-        if resume:
-            check_progress(out, config, facts)
-    processes.wait_for_all()
-    comparison = {}
-    if shown:
-        with without_adapter(prepared.model):
-            comparison["base"] = _score(prepared)
-    run = run_hash(config, facts)
-    checkpoints = CheckpointFolder(out / "checkpoints", run)
-    charged = None
-    if private is not None:
-        # what a stopped run did after its last checkpoint was seen by nobody, unless it had ended
-        ended = (out / "adapter").exists() and checkpoints.latest_step < private.plan.steps
-        again = 0 if checkpoints.latest_step and not ended else None
-        charged = charge_run(
-            config,
-            prepared.splits.train,
-            private,
-            folder=out,
-            run=run,
-            purpose="train",
-            again=again,
+    with alone_in(out, config, "train", resume=resume):
+        check_loggers(config)
+        check_one_place(config)
+        check_private(config, resume=resume)
+        prepared = prepare(config)
+        private = private_steps(config, prepared.splits.train)
+        facts, shown = prepared.splits.facts, scores_shown(config)
+        _claim(prepared, out, resume=resume)
+        comparison = {"base": _base_score(prepared)} if shown else {}
+        checkpoints = CheckpointFolder(out / "checkpoints", run_hash(config, facts))
+        charged = _charge(prepared, private, checkpoints, out) if private else None
+        result = _fit(prepared, private, checkpoints, out, listeners)
+        if shown:
+            comparison["trained"] = _score(prepared)
+        if processes.is_main():
+            _save(prepared, comparison, out)
+        return CentralResult(
+            adapter=out / "adapter",
+            steps=result.steps,
+            kept_step=result.kept_step,
+            loss=result.loss,
+            processes=processes.count(),
+            comparison=comparison,
+            data=facts,
+            done={"run": charged.done(private)} if charged and private else {},
         )
+
+
+def _claim(prepared: Prepared, out: Path, *, resume: bool) -> None:
+    if processes.is_main():
+        claim_folder(out, prepared.config, "train", resume=resume)
+        if resume:
+            check_progress(out, prepared.config, prepared.splits.facts)
+    processes.wait_for_all()
+
+
+def _charge(
+    prepared: Prepared, private: PrivateSteps, checkpoints: CheckpointFolder, out: Path
+) -> Charged:
+    # what a stopped run did after its last checkpoint was seen by nobody, unless it had ended
+    ended = (out / "adapter").exists() and checkpoints.latest_step < private.plan.steps
+    return charge_run(
+        prepared.config,
+        prepared.splits.train,
+        private,
+        folder=out,
+        run=checkpoints.run_hash,
+        purpose="train",
+        again=0 if checkpoints.latest_step and not ended else None,
+    )
+
+
+def _fit(
+    prepared: Prepared,
+    private: PrivateSteps | None,
+    checkpoints: CheckpointFolder,
+    out: Path,
+    listeners: Iterable[Listener],
+) -> TrainingResult:
+    config = prepared.config
     with _log(config, out, checkpoints.latest_step) as log:
         trainer = Trainer(
             prepared.task, config.training, seed=config.seed, listeners=[log, *listeners]
         )
-        result = trainer.fit(
+        return trainer.fit(
             prepared.model,
             prepared.train,
             validation=prepared.validation or (),
             checkpoints=checkpoints,
             private=private,
         )
-    if shown:
-        comparison["trained"] = _score(prepared)
-    if processes.is_main():
-        save_adapter(
-            prepared.model,
-            prepared.tokenizer,
-            out / "adapter",
-            base=config.model.path,
-            revision=config.model.revision,
-        )
-        write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
-    return CentralResult(
-        adapter=out / "adapter",
-        steps=result.steps,
-        kept_step=result.kept_step,
-        loss=result.loss,
-        processes=processes.count(),
-        comparison=comparison,
-        data=facts,
-        done={"run": charged.done(private)} if charged and private else {},
+
+
+def _save(prepared: Prepared, comparison: Mapping[str, Any], out: Path) -> None:
+    base = prepared.config.model
+    save_adapter(
+        prepared.model,
+        prepared.tokenizer,
+        out / "adapter",
+        base=base.path,
+        revision=base.revision,
     )
+    write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
 
 
 def check_progress(out: Path, config: RunConfig, data: DataFacts) -> None:
     """Raise InputError when a run on `data` can't go on from what is in `out`."""
     CheckpointFolder(out / "checkpoints", run_hash(config, data)).check()
     metric_lines(out / "metrics.jsonl")
+
+
+def _base_score(prepared: Prepared) -> dict[str, float]:
+    with without_adapter(prepared.model):
+        return _score(prepared)
 
 
 def _score(prepared: Prepared) -> dict[str, float]:

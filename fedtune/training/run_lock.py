@@ -55,7 +55,7 @@ def check_alone(out: Path) -> None:
 def _locked(out: Path) -> Iterator[FileLock]:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock((out / LOCK).absolute(), timeout=0, is_singleton=True)
+        lock = FileLock(out / LOCK, timeout=0, is_singleton=True)
         lock.acquire()
     except Timeout:
         raise InputError(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +25,19 @@ from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel, build_central
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
+from fedtune.tensors import TensorSet
 from fedtune.training.charging import Charged, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import check_private
 from fedtune.training.run_folder import claim_folder
+from fedtune.training.run_lock import alone_in
 from fedtune_simulations.comparison import compare as compare_with
-from fedtune_simulations.engines import check_engine, engine_of
+from fedtune_simulations.engines import Outcome, check_engine, engine_of
 from fedtune_simulations.events import Listener, unnamed
 from fedtune_simulations.setting import Setting, prepare
+
+Scores = dict[str, dict[str, float]]
+OnRound = Callable[[RoundReport], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class SimulationResult:
 
     rounds: list[RoundReport]
     adapter: Path
-    comparison: dict[str, dict[str, float]]
+    comparison: Scores
     data: DataFacts
     silos: dict[str, int | None]
     done: Mapping[str, Done]
@@ -57,7 +63,7 @@ def simulate(
     *,
     resume: bool = False,
     compare: bool = True,
-    on_round: Callable[[RoundReport], None] | None = None,
+    on_round: OnRound | None = None,
     on_work: Listener | None = None,
 ) -> SimulationResult:
     """Run every round, save the adapter, and score it against what it must beat.
@@ -66,39 +72,59 @@ def simulate(
     Raises InputError on settings, data or a model that can't be used, RunFailedError when too few
     silos answered.
     """
-    check_available(config, resume=resume)
-    setting = prepare(config)
-    rule = rule_of(config, len(setting.silos), out / "checkpoints")
-    private = isinstance(rule, SiloLevel)
-    if isinstance(rule, SiloLevel) and rule.secret_sample:
-        on_work = unnamed(on_work)
-    initial = read_state(setting.model)
-    rule.start(initial)
-    nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
-    check_quorum(RunPlan(nodes, config.federation, config.seed, setting.run_hash))
-    claim_folder(out, config, "simulate", resume=resume)
+    with alone_in(out, config, "simulate", resume=resume):
+        check_available(config, resume=resume)
+        setting = prepare(config)
+        rule = rule_of(config, len(setting.silos), out / "checkpoints")
+        private = isinstance(rule, SiloLevel)
+        if isinstance(rule, SiloLevel) and rule.secret_sample:
+            on_work = unnamed(on_work)
+        initial = read_state(setting.model)
+        rule.start(initial)
+        nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
+        plan = RunPlan(nodes, config.federation, config.seed, setting.run_hash)
+        check_quorum(plan)
+        _claim(setting, rule, out, resume=resume)
+        charges = _charge(setting, out, resume=resume)
+        with _log(config, out, on_round) as log:
+
+            def coordinate(grid: Grid, nodes: Mapping[str, int], poll_seconds: float) -> Outcome:
+                return run_rounds(
+                    grid,
+                    rule,
+                    initial,
+                    dataclasses.replace(plan, nodes=nodes, poll_seconds=poll_seconds),
+                    checkpoints=out / "checkpoints",
+                    resume=resume,
+                    on_round=log,
+                    evaluate=setting.score,
+                )
+
+            state, reports = engine_of(config)(setting, on_work, coordinate)
+        _save(setting, state, reports, out)
+        scores = _compare(setting, initial, state, out, on_work, resume=resume) if compare else {}
+        sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
+        done = _done(setting, rule, charges)
+        return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes, done)
+
+
+def _claim(setting: Setting, rule: Rule, out: Path, *, resume: bool) -> None:
+    """Make `out` the folder of this run, with its division into silos, or go on with it."""
+    claim_folder(out, setting.config, "simulate", resume=resume)
+    rows, divided = setting.splits.train, out / "partition.json"
     if resume:
         _check_record(rule, out)
         load_latest(out / "checkpoints", setting.run_hash)  # a refusal comes before any file
-    divided = out / "partition.json"
     if resume and divided.exists():
-        check_partition(divided, setting.partition, setting.splits.train)
+        check_partition(divided, setting.partition, rows)
     else:
-        save_partition(setting.partition, divided, fingerprint=setting.splits.train.fingerprint)
+        save_partition(setting.partition, divided, fingerprint=rows.fingerprint)
 
-    def coordinate(
-        grid: Grid, nodes: Mapping[str, int], poll_seconds: float
-    ) -> tuple[GlobalState, list[RoundReport]]:
-        return run_rounds(
-            grid,
-            rule,
-            initial,
-            RunPlan(nodes, config.federation, config.seed, setting.run_hash, poll_seconds),
-            checkpoints=out / "checkpoints",
-            resume=resume,
-            on_round=told,
-            evaluate=setting.score,
-        )
+
+@contextmanager
+def _log(config: RunConfig, out: Path, on_round: OnRound | None) -> Iterator[OnRound]:
+    """Who hears of a finished round: metrics.jsonl, `output.loggers`, then `on_round`."""
+    loggers = open_loggers(config, out)
 
     def told(report: RoundReport) -> None:
         _append(out, dataclasses.asdict(report))
@@ -107,29 +133,14 @@ def simulate(
         if on_round is not None:
             on_round(report)
 
-    charges = _charge(setting, out, resume=resume)
-    loggers = open_loggers(config, out)
     try:
-        state, reports = engine_of(config)(setting, on_work, coordinate)
+        yield told
     except QuorumLostError as error:
         _append(out, {**dataclasses.asdict(error.report), "given_up": "quorum lost"})
         raise
     finally:
         for logger in loggers:
             logger.close()
-    # a kill between a checkpoint and its line leaves a gap: the checkpoint has all rounds
-    lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in reports]
-    write_text(out / "metrics.jsonl", "".join(lines))
-    _save(setting, state, out / "adapter")
-    scores: dict[str, dict[str, float]] = {}
-    if compare:
-        scores = _kept_scores(out) if resume else {}
-        scores = scores or compare_with(setting, initial, state, on_work)
-    if scores:
-        write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
-    sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
-    done = _done(setting, rule, charges)
-    return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes, done)
 
 
 def _charge(setting: Setting, out: Path, *, resume: bool) -> dict[str, Charged]:
@@ -200,14 +211,34 @@ def check_available(config: RunConfig, *, resume: bool = False) -> None:
             )
 
 
-def _save(setting: Setting, state: GlobalState, folder: Path) -> None:
+def _save(setting: Setting, state: GlobalState, reports: list[RoundReport], out: Path) -> None:
+    # a kill between a checkpoint and its line leaves a gap: the checkpoint has all rounds
+    lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in reports]
+    write_text(out / "metrics.jsonl", "".join(lines))
     write_state(setting.model, state.adapter)
     whole = folded(setting.model, state.residual)
     base = setting.config.model
-    save_adapter(whole, setting.tokenizer, folder, base=base.path, revision=base.revision)
+    save_adapter(whole, setting.tokenizer, out / "adapter", base=base.path, revision=base.revision)
 
 
-def _kept_scores(out: Path) -> dict[str, dict[str, float]]:
+def _compare(
+    setting: Setting,
+    initial: TensorSet,
+    state: GlobalState,
+    out: Path,
+    on_work: Listener | None,
+    *,
+    resume: bool,
+) -> Scores:
+    """The comparison, which a finished run that is resumed has already."""
+    kept = _kept_scores(out) if resume else {}
+    scores = kept or compare_with(setting, initial, state, on_work)
+    if scores:
+        write_text(out / "comparison.json", json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def _kept_scores(out: Path) -> Scores:
     """The comparison of a finished run; empty where there is none to be read."""
     try:
         return read_json(out / "comparison.json")

@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fedtune_simulations.simulate import simulate
 
 from fedtune.cli.main import main
+from fedtune.config.schema import RunConfig
 from fedtune.reports.manifest import check_manifest
+from fedtune.training.central import train
 
 SMALL = {
     "data": {"embedded_patients": 16},
@@ -66,3 +71,21 @@ def test_what_a_run_killed_in_its_first_seconds_left_is_no_obstacle(tmp_path: Pa
     (folder / ".lock").write_text(f"{os.getpid()}\n")
     assert main(["train", str(tmp_path / "run.yaml"), "training.max_steps=1"]) == 0
     assert not (folder / ".lock").exists()
+
+
+def test_a_run_that_a_program_started_keeps_its_folder_to_itself(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({**SMALL, "training": {"max_steps": 2, "batch_size": 2}})
+    refused = []
+
+    def try_another(_: object) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(train, config, tmp_path / "run", resume=True)
+            refused.append(second.exception(timeout=60))
+
+    simulate(config, tmp_path / "run", compare=False, on_round=try_another)
+    assert len(refused) == config.federation.rounds
+    shutil.rmtree(tmp_path / "run")
+    train(config, tmp_path / "run", listeners=[try_another])
+    assert len(refused) > config.federation.rounds
+    assert all("another run is at work in this folder" in str(error) for error in refused)
+    assert not (tmp_path / "run" / ".lock").exists()
