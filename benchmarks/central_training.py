@@ -19,7 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainin
 from transformers import Trainer as HuggingFaceTrainer
 
 from benchmarks.machine import machine
-from fedtune.config.schema import AdapterConfig, ModelConfig, TaskConfig, TrainingConfig
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.task import TaskConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_tokenizer
 from fedtune.tasks.causal_lm import CausalLm

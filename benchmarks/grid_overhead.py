@@ -18,7 +18,7 @@ from fedtune_simulations.grid import InProcessGrid
 
 from benchmarks.machine import machine
 from fedtune.aggregation.rules import FedAvg
-from fedtune.config.schema import FederationConfig, ServerOptimizerConfig
+from fedtune.config.federation import FederationConfig, ServerOptimizerConfig
 from fedtune.tensors import TensorSet
 
 ROUNDS = 24

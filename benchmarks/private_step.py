@@ -30,8 +30,11 @@ from opacus.optimizers import DPOptimizer
 
 from benchmarks.central_training import BATCH, adapted, examples
 from benchmarks.machine import machine
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
 from fedtune.config.privacy import PrivacyConfig
-from fedtune.config.schema import AdapterConfig, ModelConfig, TaskConfig, TrainingConfig
+from fedtune.config.task import TaskConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_base, load_tokenizer
 from fedtune.privacy.dp_sgd import PrivateSteps

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 
 from benchmarks.machine import machine
 from fedtune.aggregation.rules import FedAvg
-from fedtune.config.schema import FederationConfig, ServerOptimizerConfig
+from fedtune.config.federation import FederationConfig, ServerOptimizerConfig
 from fedtune.tensors import WIRE_STYPE, TensorSet
 
 SCALARS = 16 * 2**20  # 64 MB in float32

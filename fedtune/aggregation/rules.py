@@ -9,7 +9,8 @@ from fedtune.aggregation.fedex import FedEx
 from fedtune.aggregation.rule import Fold, GlobalState, Rule
 from fedtune.aggregation.server_optimizers import server_step, start_moments
 from fedtune.aggregation.svd import SvdMean
-from fedtune.config.schema import RunConfig, ServerOptimizerConfig
+from fedtune.config.federation import ServerOptimizerConfig
+from fedtune.config.schema import RunConfig
 from fedtune.tensors import TensorSet
 
 

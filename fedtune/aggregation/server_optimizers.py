@@ -7,7 +7,7 @@ the second moment starting at tau squared, as printed there.
 
 from collections.abc import Mapping
 
-from fedtune.config.schema import ServerOptimizerConfig
+from fedtune.config.federation import ServerOptimizerConfig
 from fedtune.tensors import TensorSet
 
 Moments = Mapping[str, TensorSet]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedtune.config.schema import ColumnsConfig, DataConfig
+from fedtune.config.data import ColumnsConfig, DataConfig
 from fedtune.errors import InputError
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from fedtune.config.schema import DataConfig, RunConfig
+from fedtune.config.data import DataConfig
+from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.layouts import Layout, find_layout
 from fedtune.data.readers import (

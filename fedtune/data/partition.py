@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedtune.atomic import write_text
-from fedtune.config.schema import PartitionConfig
+from fedtune.config.federation import PartitionConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.placement import chances
 from fedtune.errors import InputError

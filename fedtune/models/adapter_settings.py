@@ -7,7 +7,7 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedtune.config.schema import AdapterConfig
+from fedtune.config.adapter import AdapterConfig
 from fedtune.errors import InputError
 
 PEFT_TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}

@@ -11,7 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
 from fedtune.atomic import new_folder
-from fedtune.config.schema import AdapterConfig
+from fedtune.config.adapter import AdapterConfig
 from fedtune.errors import InputError
 from fedtune.models.adapter_settings import PEFT_TASKS, check_fits, peft_settings
 from fedtune.models.base_files import published_name

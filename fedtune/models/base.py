@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from fedtune.config.schema import ModelConfig
+from fedtune.config.model import ModelConfig
 from fedtune.errors import InputError
 from fedtune.models.base_files import hub_answers, local_folder, not_kept
 from fedtune.models.four_bit import four_bit_settings, keep_layout

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils.hub import cached_file
 
-from fedtune.config.schema import ModelConfig
+from fedtune.config.model import ModelConfig
 from fedtune.data.store import file_digest
 from fedtune.errors import InputError
 

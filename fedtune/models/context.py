@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedtune.config.schema import AdapterConfig
+from fedtune.config.adapter import AdapterConfig
 from fedtune.errors import InputError
 
 # what transformers writes for "no limit" is far above any real one

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from fedtune.config.schema import ModelConfig
+from fedtune.config.model import ModelConfig
 from fedtune.errors import InputError
 from fedtune.models.base import Base, load_pretrained, load_tokenizer
 from fedtune.models.padding import classifier_filler

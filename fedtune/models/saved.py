@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 
 from fedtune.config.load import load_config
-from fedtune.config.schema import ModelConfig, RunConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.models.adapter_files import ADAPTER_CONFIG, adapter_spec
 from fedtune.models.base import load_base, load_tokenizer

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fedtune.aggregation.rule import Fold, GlobalState
 from fedtune.aggregation.server_optimizers import server_step, start_moments
-from fedtune.config.schema import RunConfig, ServerOptimizerConfig
+from fedtune.config.federation import ServerOptimizerConfig
+from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.privacy.clipping import moved_norm
 from fedtune.privacy.delta_sum import DeltaSum

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fedtune.config.federation import FederationConfig
 from fedtune.config.privacy import PrivacyConfig
-from fedtune.config.schema import FederationConfig
 from fedtune.errors import InputError
 from fedtune.privacy.accounting import epsilon, solve_noise
 from fedtune.privacy.correlated import Correlation, best_bands

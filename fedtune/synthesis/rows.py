@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedtune.config.data import DataConfig
 from fedtune.config.load import load_config
-from fedtune.config.schema import DataConfig, RunConfig, TaskConfig
+from fedtune.config.schema import RunConfig
+from fedtune.config.task import TaskConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.load import file_sources, load_splits, read_examples
 from fedtune.errors import InputError

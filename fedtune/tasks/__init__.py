@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from fedtune.config.schema import TaskConfig
+from fedtune.config.task import TaskConfig
 from fedtune.tasks.task import Task
 
 

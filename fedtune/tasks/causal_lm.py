@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedtune.config.schema import TaskConfig
+from fedtune.config.task import TaskConfig
 from fedtune.errors import InputError
 from fedtune.models.padding import filler
 from fedtune.tasks.chat import ChatTokens, chat_tokens

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import transformers
 
 from fedtune.atomic import writable
-from fedtune.config.schema import TaskConfig
+from fedtune.config.task import TaskConfig
 from fedtune.data.cache import entry
 from fedtune.data.examples import ExampleSet
 from fedtune.data.store import BadRows, file_digest

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedtune.config.schema import TaskConfig
+from fedtune.config.task import TaskConfig
 from fedtune.errors import InputError
 from fedtune.models.padding import classifier_filler
 from fedtune.tasks.encoding import fingerprint

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from fedtune.config.schema import TrainingConfig
+from fedtune.config.training import TrainingConfig
 
 
 def build_optimizer(settings: TrainingConfig, parameters: Iterable[Tensor]) -> Optimizer:

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
-from fedtune.config.schema import TrainingConfig
+from fedtune.config.training import TrainingConfig
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedtune.config.schema import TrainingConfig
+from fedtune.config.training import TrainingConfig
 
 
 def steps_for(settings: TrainingConfig, examples: int) -> int:

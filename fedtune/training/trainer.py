@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fedtune.config.schema import TrainingConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.models.adapters import read_state, write_state
 from fedtune.privacy.dp_sgd import AttachedSteps, PrivateSteps

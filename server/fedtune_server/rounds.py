@@ -15,7 +15,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fedtune.aggregation.rule import Fold, GlobalState, Rule
-from fedtune.config.schema import FederationConfig
+from fedtune.config.federation import FederationConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.privacy.central import SiloLevel
 from fedtune.tensors import TensorSet

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import fedtune
-from fedtune.config.schema import TaskConfig, TrainingConfig
+from fedtune.config.task import TaskConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.data.embedded.clinical import generate_notes
 from fedtune.data.embedded.corpus import clinical_documents, docstrings
 from fedtune.tasks.causal_lm import CausalLm

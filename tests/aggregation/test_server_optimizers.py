@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedtune.aggregation.server_optimizers import server_step, start_moments
-from fedtune.config.schema import ServerOptimizerConfig
+from fedtune.config.federation import ServerOptimizerConfig
 from fedtune.tensors import TensorSet
 
 STATE = TensorSet({"w": torch.tensor([1.0])})

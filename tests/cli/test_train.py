@@ -15,7 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from fedtune.cli.main import main
-from fedtune.config.schema import ModelConfig, RunConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
 from fedtune.models.base import load_base
 from fedtune.training.prepare import prepare
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtune.config.schema import PartitionConfig, RunConfig
+from fedtune.config.federation import PartitionConfig
+from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet, features
 from fedtune.data.load import hold_out
 from fedtune.data.partition import load_partition, partition, save_partition

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from fedtune.cli.main import main
+from fedtune.config.federation import PartitionConfig
 from fedtune.config.load import load_config
-from fedtune.config.schema import PartitionConfig, RunConfig
+from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet, features
 from fedtune.data.load import Splits, hold_out, load_splits
 from fedtune.data.partition import partition

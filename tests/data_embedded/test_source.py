@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fedtune.config.schema import DataConfig, RunConfig, TaskConfig
+from fedtune.config.data import DataConfig
+from fedtune.config.schema import RunConfig
+from fedtune.config.task import TaskConfig
 from fedtune.data.load import load_splits
 from fedtune.data.partition import partition
 

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from fedtune.config.schema import RunConfig, TaskConfig
+from fedtune.config.schema import RunConfig
+from fedtune.config.task import TaskConfig
 from fedtune.models.base import load_base
 from fedtune.tasks import build_task
 from fedtune.tasks.evaluation import evaluate

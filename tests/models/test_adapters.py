@@ -11,7 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fedtune.config.schema import AdapterConfig, ModelConfig, RunConfig, TaskConfig
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
+from fedtune.config.task import TaskConfig
 from fedtune.errors import InputError
 from fedtune.models.adapters import (
     attach_adapter,

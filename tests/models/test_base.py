@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import fedtune
-from fedtune.config.schema import ModelConfig
+from fedtune.config.model import ModelConfig
 from fedtune.errors import InputError
 from fedtune.models.base import load_base
 

@@ -6,7 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fedtune.config.schema import AdapterConfig, ModelConfig, TaskConfig, TrainingConfig
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.task import TaskConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.models.adapters import attach_adapter, read_state
 from fedtune.models.base import load_base
 from fedtune.models.four_bit import dequantized, is_four_bit

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedtune.config.schema import AdapterConfig, ModelConfig
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
 from fedtune.errors import InputError
 from fedtune.models.adapters import attach_adapter, read_state, write_state
 from fedtune.models.base import load_base

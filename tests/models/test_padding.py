@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fedtune.config.schema import ModelConfig, TaskConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.task import TaskConfig
 from fedtune.errors import InputError
 from fedtune.models.base import load_base
 from fedtune.models.padding import check_classifier_padding, classifier_filler, filler

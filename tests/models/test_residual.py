@@ -7,7 +7,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedtune.config.schema import AdapterConfig, ModelConfig
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
 from fedtune.models.base import load_base
 from fedtune.models.residual import folded, residual_added

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedtune.config.adapter import AdapterConfig
 from fedtune.config.load import save_config
-from fedtune.config.schema import AdapterConfig, ModelConfig, RunConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
 from fedtune.models.base import Base, load_base

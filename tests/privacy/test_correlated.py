@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedtune.config.federation import FederationConfig
 from fedtune.config.privacy import PrivacyConfig
-from fedtune.config.schema import FederationConfig
 from fedtune.privacy.correlated import Correlation, best_bands
 from fedtune.privacy.plan import plan_rounds
 

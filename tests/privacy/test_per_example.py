@@ -20,7 +20,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from fedtune.config.schema import AdapterConfig, ModelConfig, RunConfig, TaskConfig
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
+from fedtune.config.task import TaskConfig
 from fedtune.errors import FedtuneError, InputError, RunFailedError
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_base, load_tokenizer

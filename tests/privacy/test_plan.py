@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from fedtune.config.federation import FederationConfig
 from fedtune.config.privacy import PrivacyConfig
-from fedtune.config.schema import FederationConfig
 from fedtune.errors import InputError
 from fedtune.privacy.events import GaussianEvent, merged
 from fedtune.privacy.plan import plan_rounds, plan_steps

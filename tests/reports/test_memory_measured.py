@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedtune.config.schema import ModelConfig
+from fedtune.config.model import ModelConfig
 from fedtune.models.base import load_tokenizer
 
 MEASURE = """

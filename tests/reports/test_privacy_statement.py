@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedtune.config.federation import FederationConfig
 from fedtune.config.privacy import PrivacyConfig
-from fedtune.config.schema import FederationConfig
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.fingerprints import People

@@ -15,7 +15,7 @@ from flwr.app import Context
 
 from fedtune.aggregation.rule import GlobalState
 from fedtune.aggregation.rules import FedAvg
-from fedtune.config.schema import FederationConfig, ServerOptimizerConfig
+from fedtune.config.federation import FederationConfig, ServerOptimizerConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.tensors import Spec, TensorSet
 

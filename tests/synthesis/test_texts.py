@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedtune.config.schema import ModelConfig
+from fedtune.config.model import ModelConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.models.base import load_base
 from fedtune.models.generation import Sampling, draw

@@ -7,7 +7,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from fedtune.cli.main import main
-from fedtune.config.schema import ModelConfig, TaskConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.task import TaskConfig
 from fedtune.errors import InputError
 from fedtune.models.base import load_tokenizer
 from fedtune.tasks import build_task

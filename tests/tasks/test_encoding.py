@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fedtune.config.schema import ModelConfig, RunConfig, TaskConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
+from fedtune.config.task import TaskConfig
 from fedtune.data.load import load_splits
 from fedtune.errors import InputError
 from fedtune.models.base import load_tokenizer

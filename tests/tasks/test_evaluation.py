@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from fedtune.config.schema import ModelConfig, TaskConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.task import TaskConfig
 from fedtune.models.base import load_base
 from fedtune.tasks import build_task
 from fedtune.tasks.evaluation import evaluate

@@ -14,7 +14,8 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import torch
-from fedtune.config.schema import ModelConfig, TaskConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.task import TaskConfig
 from fedtune.models.base import load_base
 from fedtune.tasks import build_task
 from fedtune.training import processes

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from fedtune.config.schema import AdapterConfig, ModelConfig, TaskConfig, TrainingConfig
+from fedtune.config.adapter import AdapterConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.task import TaskConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_base
 from fedtune.tasks import build_task

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedtune.config.schema import TrainingConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.training.optimizers import build_optimizer, clip, rate_factor, set_rate
 
 
