@@ -1,9 +1,8 @@
 """How a dry run is told: the same lines for `train` and `simulate`."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
@@ -70,22 +69,6 @@ def _tell_plan(who: str, plan: "PlanFacts") -> None:
         f"({plan.sampling} sampling, rate {plan.sample_rate:.3g}), {plan.steps:,} steps, noise "
         f"multiplier {rounded_down(plan.noise_multiplier)}: epsilon {told} at delta "
         f"{plan.delta:g} for the presence of one {plan.unit}, against {against}"
-    )
-
-
-def tell_promise(statement: Mapping[str, Any]) -> None:
-    """Print a finished run's promise with its conditions; nothing if it made none."""
-    promise = statement["promise"]
-    if promise is None:
-        return
-    from fedtune.privacy.told import rounded_up
-    from fedtune.reports.privacy_prose import whose
-
-    second = promise["second_accountant"]
-    print(
-        f"privacy: epsilon {rounded_up(promise['epsilon'])} by {promise['accountant']['name']} "
-        f"({rounded_up(second['epsilon'])} by {second['name']}) at delta {promise['delta']:g} for "
-        f"the presence of {whose(statement)}; against whom, and what it leaves out: privacy.md"
     )
 
 

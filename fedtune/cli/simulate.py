@@ -1,17 +1,19 @@
 """`fedtune simulate`: a federated run in one process."""
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedtune.cli.dry_run import tell, tell_promise
+from fedtune.cli.dry_run import tell
+from fedtune.cli.finished import tell_promise, told_as_json
 from fedtune.cli.interrupts import resumable
 
 if TYPE_CHECKING:
     from fedtune_simulations.simulate import SimulationResult
+
+    from fedtune.cli.progress import Rounds
+    from fedtune.config.schema import RunConfig
 
 
 def simulate(
@@ -49,40 +51,33 @@ def simulate(
         resumable(["simulate", str(path), *(overrides or []), *options], out),
         simulation_progress(config.federation.rounds) as shown,
     ):
-        from fedtune_simulations.simulate import simulate as run
-
-        from fedtune.reports.record import record_run
-        from fedtune.training.run_lock import alone_in
-
-        with alone_in(out, config, "simulate", resume=resume):
-            result = run(
-                config,
-                out,
-                resume=resume,
-                compare=compare,
-                on_round=shown.round,
-                on_work=shown.work,
-            )
-            scores = result.comparison or _federated(result)
-            promised = record_run(
-                out,
-                config,
-                result.data,
-                scores,
-                result.done,
-                command="simulate",
-                silos=result.silos,
-            )
+        result, promised = _run(config, out, shown, resume=resume, compare=compare)
     if as_json:
-        facts = dataclasses.asdict(dataclasses.replace(result, done={}))
-        facts["privacy"] = facts.pop("done") or promised
-        if promised["promise"] is not None:  # exact counts and digests of somebody's rows
-            del facts["data"], facts["silos"]
-        print(json.dumps(facts, default=str, indent=2))
+        print(told_as_json(result, promised))
     else:
         _show(result)
         tell_promise(promised)
         print(f"run folder: {out}")
+
+
+def _run(
+    config: "RunConfig", out: Path, shown: "Rounds", *, resume: bool, compare: bool
+) -> "tuple[SimulationResult, dict[str, Any]]":
+    """Run and record it, with nobody else in the folder until the last file is written."""
+    from fedtune_simulations.simulate import simulate as run
+
+    from fedtune.reports.record import record_run
+    from fedtune.training.run_lock import alone_in
+
+    with alone_in(out, config, "simulate", resume=resume):
+        result = run(
+            config, out, resume=resume, compare=compare, on_round=shown.round, on_work=shown.work
+        )
+        scores = result.comparison or _federated(result)
+        promised = record_run(
+            out, config, result.data, scores, result.done, command="simulate", silos=result.silos
+        )
+    return result, promised
 
 
 def _federated(result: "SimulationResult") -> dict[str, dict[str, float]]:

@@ -1,13 +1,12 @@
 """`fedtune train`: central fine-tuning."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedtune.cli.dry_run import tell, tell_promise
+from fedtune.cli.dry_run import tell
+from fedtune.cli.finished import tell_promise, told_as_json
 from fedtune.cli.interrupts import resumable
 
 if TYPE_CHECKING:
@@ -59,11 +58,7 @@ def train(
     if not processes.is_main():
         return
     if as_json:
-        facts = dataclasses.asdict(dataclasses.replace(result, done={}))
-        facts["privacy"] = facts.pop("done") or promised
-        if promised["promise"] is not None:  # exact counts and digests of somebody's rows
-            del facts["data"]
-        print(json.dumps(facts, default=str, indent=2))
+        print(told_as_json(result, promised))
     else:
         _show(result)
         tell_promise(promised)

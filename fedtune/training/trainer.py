@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,22 +82,18 @@ class Trainer:
         optimizer = build_optimizer(self._settings, parameters.values())
         steps = steps_for(self._settings, len(private.units) if private else len(train))
         attached = private.attach(model) if private else None
+        gradients: Callable[..., tuple[float | None, int]] = partial(self._gradients, parameters)
+        if attached:
+            gradients = partial(self._private_gradients, attached)
         progress = checkpoints.restore(model, optimizer) if checkpoints else Progress()
         with _learning(model, self._settings), _interruptible(checkpoints) as told_to_stop:
             while progress.step < steps and not self._gives_up(progress):
                 began = time.monotonic()
                 rate = self._rate(progress.step, steps)
                 set_rate(optimizer, rate)
-                loss, count = (
-                    self._private_gradients(attached, model, train, progress)
-                    if attached
-                    else self._gradients(model, parameters, train, progress.step)
-                )
+                loss, count = gradients(model, train, progress)
                 _pull(parameters, received, proximal_mu)
-                if attached is None:
-                    clip(parameters.values(), self._settings)
-                optimizer.step()
-                optimizer.zero_grad()
+                self._update(optimizer, parameters, clipped=attached is not None)
                 if progress.step == 0:
                     _check_moved(parameters, received)
                 progress.step += 1
@@ -112,13 +109,8 @@ class Trainer:
                     break
         if progress.best is not None:
             write_state(model, progress.best)
-        delta = read_state(model) - received
-        if not delta.is_finite():
-            raise RunFailedError(
-                "the trained weights have NaN or infinite values; lower `training.learning_rate`"
-            )
         return TrainingResult(
-            delta=delta,
+            delta=_moved(model, received),
             examples=self._settings.batch_size * steps if private else len(train),
             steps=progress.step,
             loss=None if private else progress.loss_sum / progress.step,
@@ -130,10 +122,14 @@ class Trainer:
         return self._settings.learning_rate * rate_factor(self._settings, step, steps)
 
     def _gradients(
-        self, model: Any, parameters: Mapping[str, Tensor], train: Sequence[Encoded], step: int
+        self,
+        parameters: Mapping[str, Tensor],
+        model: Any,
+        train: Sequence[Encoded],
+        progress: Progress,
     ) -> tuple[float, int]:
         """Set the gradients of the batch's mean loss, however it is cut; return loss and size."""
-        settings, where = self._settings, _device_of(parameters)
+        settings, where, step = self._settings, _device_of(parameters), progress.step
         chosen = batch_indices(len(train), settings.batch_size, self._seed, step)
         mine = processes.own_share(chosen)
         size = settings.micro_batch_size or settings.batch_size
@@ -153,6 +149,15 @@ class Trainer:
                 f"step {step + 1}: the loss is {float(total)}; lower `training.learning_rate`"
             )
         return float(total), len(chosen)
+
+    def _update(
+        self, optimizer: Optimizer, parameters: Mapping[str, Tensor], *, clipped: bool
+    ) -> None:
+        """Take the optimizer's step; private gradients come `clipped`."""
+        if not clipped:
+            clip(parameters.values(), self._settings)
+        optimizer.step()
+        optimizer.zero_grad()
 
     def _private_gradients(
         self, attached: AttachedSteps, model: Any, train: Sequence[Encoded], progress: Progress
@@ -255,6 +260,16 @@ def _pull(parameters: dict[str, Tensor], received: TensorSet, mu: float) -> None
         if parameter.grad is not None:
             start = received[name].to(parameter.device)
             parameter.grad.add_(parameter.detach() - start, alpha=mu)
+
+
+def _moved(model: Any, received: TensorSet) -> TensorSet:
+    """Trained minus received. Raises RunFailedError where that is not finite."""
+    delta = read_state(model) - received
+    if not delta.is_finite():
+        raise RunFailedError(
+            "the trained weights have NaN or infinite values; lower `training.learning_rate`"
+        )
+    return delta
 
 
 def _check_moved(parameters: dict[str, Tensor], received: TensorSet) -> None:
