@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtune.cli.dry_run import tell_promise
+from fedtune.cli.finished import tell_promise
 from fedtune.config.privacy import PrivacyConfig
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
