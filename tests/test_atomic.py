@@ -1,28 +1,12 @@
 """What is at a path is whole: the old content or the new, never a part."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fedtune.atomic import append_line, new_folder, write_text
 from fedtune.errors import NotWrittenError
-
-
-@contextmanager
-def full_at_100_bytes() -> Iterator[None]:
-    """No file can grow beyond 100 bytes, as where a disk is full.
-
-    Not a fixture: pytest's own output may be a file, and it writes between set-up and test.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.file_limit import files_end_at
 
 
 def test_text_replaces_what_was_there(tmp_path: Path):
@@ -58,7 +42,7 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_it(tmp_path: Path):
     path = tmp_path / "lines"
     append_line(path, 59 * "a")
     with (
-        full_at_100_bytes(),
+        files_end_at(100),
         pytest.raises(NotWrittenError, match=r"lines: can't be written \(File too large\)"),
     ):
         append_line(path, 59 * "b")
@@ -68,7 +52,7 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_it(tmp_path: Path):
 def test_a_text_that_does_not_fit_leaves_the_old_one_and_no_draft(tmp_path: Path):
     path = tmp_path / "file.json"
     write_text(path, "old")
-    with full_at_100_bytes(), pytest.raises(NotWrittenError, match="about 101 bytes needed"):
+    with files_end_at(100), pytest.raises(NotWrittenError, match="about 101 bytes needed"):
         write_text(path, 101 * "x")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

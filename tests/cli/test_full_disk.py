@@ -5,10 +5,7 @@ real, with the system's own error.
 """
 
 import json
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from fedtune.cli.main import main
 from fedtune.cli.progress import PlainRounds
 from fedtune.data.store import file_digest
 from fedtune.reports.manifest import check_manifest
+from tests.file_limit import files_end_at
 
 SMALL = {
     "data": {"embedded_patients": 16},
@@ -35,15 +33,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
 
 
-@contextmanager
-def full() -> Iterator[None]:
-    """No file can grow beyond 200 kB: an adapter is larger, all that comes before is smaller."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+FULL = 200_000
+"""Bytes: an adapter is larger, all that comes before is smaller."""
 
 
 def config_file(folder: Path, verb: str) -> Path:
@@ -66,7 +57,7 @@ def test_a_run_that_finds_the_disk_full_says_so_and_goes_on_later(
     folder, more = tmp_path / "run", ["--no-compare"] if verb == "simulate" else []
     command = [verb, str(config_file(tmp_path, verb)), *more]
     assert main([*command, "--dry-run"]) == 0  # the cache is filled before the disk is
-    with full():
+    with files_end_at(FULL):
         assert main(command) == 1
     err = capsys.readouterr().err
     told = err[err.index("fedtune: ") :].splitlines()
@@ -89,7 +80,7 @@ def test_the_checkpoint_before_is_what_it_was_when_the_next_finds_no_room(
         assert main(command) == 130
     first = tmp_path / "run" / "checkpoints" / "round-000001"
     before = file_digest(first)
-    with full():
+    with files_end_at(FULL):
         assert main([*command, "--resume"]) == 1
     assert [path.name for path in first.parent.iterdir()] == [first.name]
     assert file_digest(first) == before
