@@ -77,6 +77,8 @@ def test_a_run_tells_no_loss_no_metric_and_no_count(
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(line.keys() == {"step", "learning_rate", "examples"} for line in lines)
     assert {line["examples"] for line in lines} == {6}  # expected, not what chance took
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["run_hash"], manifest["data"]) == (None, {})  # no digest of rows
     ready = prepare(load_config(Path(given[1])))
     # by name or by value
     everything = {**texts(folder), "stdout": said.out, "stderr": said.err}

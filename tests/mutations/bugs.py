@@ -501,6 +501,15 @@ BUGS = [
         "test_private.py",
         "test_held_out_scores_are_shown_only_where_nobody_is_in_them",
     ),
+    _bug(
+        "a digest of private rows in the manifest",
+        "folklore: who guesses the rows can check",
+        "reports/manifest",
+        'public = config.privacy.mode == "none"',
+        "public = True",
+        "tests/cli/test_private_runs.py",
+        "test_a_run_tells_no_loss_no_metric_and_no_count[record]",
+    ),
     # silo level
     _bug(
         "deltas weighted by example counts under an unweighted clip",
