@@ -14,7 +14,7 @@ from fedtune.privacy.accounting import (
 )
 from fedtune.privacy.events import MAX_STEPS
 from fedtune.privacy.plan import ExecutionPlan
-from fedtune.privacy.told import rounded_up
+from fedtune.privacy.told import rounded_down, rounded_up
 
 _POINTS = 10
 _MUCH_EPSILON, _LITTLE_NOISE = 10.0, 0.3
@@ -176,7 +176,8 @@ def _warnings(found: Outlook) -> list[str]:
     if spent > _MUCH_EPSILON:
         said.append(f"epsilon {rounded_up(spent)} is over 10: as a guarantee it is next to nothing")
     if small:
-        said.append(f"a noise multiplier of {plan.noise_multiplier:.3g} is no noise to speak of")
+        noise = rounded_down(plan.noise_multiplier)
+        said.append(f"a noise multiplier of {noise} is no noise to speak of")
     if settings.delta * plan.units > 0.1:
         said.append(
             f"delta {settings.delta:g} is over a tenth of one over the {plan.units:,} {plan.unit}s"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.privacy.outlook import Outlook
-from fedtune.privacy.told import rounded_up
+from fedtune.privacy.told import rounded_down, rounded_up
 
 
 def plot_outlook(outlook: Outlook, path: Path) -> None:
@@ -20,7 +20,7 @@ def plot_outlook(outlook: Outlook, path: Path) -> None:
     plan = outlook.plan
     picture.suptitle(
         f"{plan.units:,} {plan.unit}s, about {plan.expected_batch:.3g} a step, {plan.steps:,} "
-        f"steps, noise multiplier {plan.noise_multiplier:.3g}",
+        f"steps, noise multiplier {rounded_down(plan.noise_multiplier)}",
         fontsize=11,
     )
     picture.savefig(path, dpi=150)
@@ -49,7 +49,8 @@ def _knobs(axes: Any, outlook: Outlook) -> None:
         shown = [(k, getattr(knob, side)) for k, knob in enumerate(outlook.knobs)]
         places = [(k + offset, value) for k, value in shown if value is not None]
         bars = axes.barh([k for k, _ in places], [v for _, v in places], 0.36, label=side)
-        for text in axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8):
+        values = [rounded_up(value) for _, value in places]
+        for text in axes.bar_label(bars, values, padding=3, fontsize=8):
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     axes.axvline(now, color="black", lw=1, zorder=0, label=f"as planned: {rounded_up(now)}")
     axes.set_yticks(range(len(names)), names)

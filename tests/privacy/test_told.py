@@ -2,20 +2,24 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import rc_context
 
 from fedtune.cli.finished import tell_promise
 from fedtune.config.privacy import PrivacyConfig
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.privacy.done import Done
+from fedtune.privacy.outlook import outlook
 from fedtune.privacy.plan import plan_steps
 from fedtune.privacy.told import rounded_down, rounded_up
 from fedtune.reports.model_card import model_card
+from fedtune.reports.privacy_plot import plot_outlook
 from fedtune.reports.privacy_prose import prose
 from fedtune.reports.privacy_statement import statement
 
@@ -68,3 +72,15 @@ def test_every_page_rounds_an_epsilon_up(value: float, capsys: pytest.CaptureFix
         assert all(value <= figure < value * 1.0011 for figure in shown)
     seconds = re.findall(rf"by rdp: {NUMBER}|\({NUMBER} by rdp", card + line)
     assert [float(one or other) >= value for one, other in seconds] == [True, True]
+
+
+def test_the_picture_of_a_plan_rounds_epsilons_up_and_noise_down(tmp_path: Path):
+    found = outlook(plan_steps(SETTINGS, "patient", 200, batch=20, steps=3), rounds=1)
+    with rc_context({"svg.fonttype": "none"}):  # words as words
+        plot_outlook(found, tmp_path / "plan.svg")
+    texts = re.findall(r">([^<>]+)</text>", (tmp_path / "plan.svg").read_text())
+    values = [value for knob in found.knobs for value in (knob.half, knob.double) if value]
+    assert len(values) > 4
+    assert {rounded_up(value) for value in values} <= {*texts}
+    noise = rounded_down(found.plan.noise_multiplier)
+    assert any(text.endswith(f"noise multiplier {noise}") for text in texts)
