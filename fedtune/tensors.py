@@ -5,6 +5,7 @@ An adapter's state, a delta (trained minus received) and a server optimizer's mo
 """
 
 import hashlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,16 @@ class TensorSet:
                 raise TypeError(f"{name}: want float32 on the CPU, got {tensor.dtype}")
         object.__setattr__(self, "tensors", ordered)
 
+    def __getattr__(self, name: str) -> Any:
+        # a set made by `of_flat` has its views when they are asked for; a fold never asks
+        whole = self.memory
+        if name != "tensors" or whole is None:
+            raise AttributeError(f"{type(self).__name__} has no `{name}`")
+        parts = whole.split([math.prod(shape) for _, shape in self.spec])
+        views = {n: part.view(s) for (n, s), part in zip(self.spec, parts, strict=True)}
+        object.__setattr__(self, "tensors", views)
+        return views
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 
@@ -68,7 +79,7 @@ class TensorSet:
     @property
     def count(self) -> int:
         """Number of scalars."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
+        return sum(math.prod(shape) for _, shape in self.spec)
 
     @property
     def payload_bytes(self) -> int:
@@ -131,10 +142,15 @@ class TensorSet:
 
     @staticmethod
     def of_flat(whole: Tensor, spec: Spec) -> "TensorSet":
-        """The tensors of `spec` as views of `whole`, float32 [count]."""
-        parts = whole.split([math.prod(shape) for _, shape in spec])
-        result = TensorSet({n: part.view(s) for (n, s), part in zip(spec, parts, strict=True)})
-        object.__setattr__(result, "_flat", whole)
+        """The tensors of `spec`, in order of names, as views of `whole`, float32 [count]."""
+        if whole.dtype != torch.float32 or whole.device.type != "cpu":
+            raise TypeError(f"want float32 on the CPU, got {whole.dtype}")
+        if whole.shape != (sum(math.prod(shape) for _, shape in spec),):
+            raise ValueError(f"{tuple(whole.shape)} scalars are not those of the spec")
+        if any(first >= second for (first, _), (second, _) in itertools.pairwise(spec)):
+            raise ValueError("the spec is not in order of names")
+        result: TensorSet = object.__new__(TensorSet)
+        result.__dict__.update(_flat=whole, spec=spec)
         return result
 
     def to_wire(self) -> tuple[Layout, tuple[str, tuple[int, ...], str, bytes]]:

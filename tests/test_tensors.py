@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedtune import tensors
-from fedtune.tensors import Layout, TensorSet
+from fedtune.tensors import Spec, Layout, TensorSet
 
 
 def a_set() -> TensorSet:
@@ -141,3 +141,28 @@ def test_a_hostile_array_is_refused(changed: dict[str, Any], message: str):
 def test_sets_of_other_shape_do_not_add():
     with pytest.raises(ValueError, match="missing b"):
         a_set() + TensorSet({"a": torch.zeros(2, 1)})
+
+
+@pytest.mark.parametrize(
+    ("whole", "spec", "error"),
+    [
+        (torch.zeros(3), (("a", (2,)), ("b", (2,))), ValueError),
+        (torch.zeros(4), (("b", (2,)), ("a", (2,))), ValueError),
+        (torch.zeros(4), (("a", (2,)), ("a", (2,))), ValueError),
+        (torch.zeros(4).double(), (("a", (2,)), ("b", (2,))), TypeError),
+    ],
+)
+def test_flat_memory_that_does_not_fit_its_spec_is_refused(
+    whole: torch.Tensor, spec: Spec, error: type[Exception]
+):
+    with pytest.raises(error):
+        TensorSet.of_flat(whole, spec)
+
+
+def test_views_of_flat_memory_are_of_its_parts_in_order():
+    whole = torch.arange(6.0)
+    found = TensorSet.of_flat(whole, (("a", (2, 2)), ("b", (2,))))
+    assert (found.count, found.spec) == (6, (("a", (2, 2)), ("b", (2,))))
+    assert found["a"].tolist() == [[0, 1], [2, 3]]
+    assert found["b"].tolist() == [4, 5]
+    assert found["a"].data_ptr() == whole.data_ptr()
