@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedtune import tensors
-from fedtune.tensors import Spec, Layout, TensorSet
+from fedtune.tensors import Layout, Spec, TensorSet
 
 
 def a_set() -> TensorSet:
