@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from fedtune.errors import InputError
@@ -33,7 +34,11 @@ def epsilon(events: Sequence[GaussianEvent], delta: float, accountant: Accountan
     """
     if not 0.0 < delta < 1.0:
         raise ValueError(f"delta is {delta}, want above 0 and below 1")
-    done = merged(events)
+    return _counted(tuple(merged(events)), delta, accountant)
+
+
+@lru_cache(maxsize=10_000)  # equal silos ask the same, and so does each one's search for noise
+def _counted(done: tuple[GaussianEvent, ...], delta: float, accountant: Accountant) -> float:
     if accountant == "prv":
         found = renyi.prv_epsilon(done, delta)
     else:

@@ -8,6 +8,7 @@ import pytest
 from fedtune.config.federation import FederationConfig
 from fedtune.config.privacy import PrivacyConfig
 from fedtune.errors import InputError
+from fedtune.privacy import renyi
 from fedtune.privacy.events import GaussianEvent, merged
 from fedtune.privacy.plan import plan_rounds, plan_steps
 
@@ -60,6 +61,26 @@ def test_noise_is_solved_for_all_steps_of_the_run():
     plan = plan_steps(settings, "patient", 500, 25, 80)
     assert plan.epsilon() <= 3.0
     assert replace(plan, noise_multiplier=plan.noise_multiplier * 0.995).epsilon() > 3.0
+
+
+def test_equal_silos_are_solved_once(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def counted(events, delta):
+        asked.append(events)
+        return found(events, delta)
+
+    found = renyi.rdp_epsilon
+    monkeypatch.setattr(renyi, "rdp_epsilon", counted)
+    settings = PrivacyConfig(mode="local", target_epsilon=2.9, accountant="rdp")
+    first = plan_steps(settings, "patient", 487, 25, 80)
+    solved = len(asked)
+    assert solved > 0
+    assert plan_steps(settings, "patient", 487, 25, 80) == first
+    assert len(asked) == solved
+    other = plan_steps(settings, "patient", 488, 25, 80)  # a patient more is another silo
+    assert other.noise_multiplier != first.noise_multiplier
+    assert len(asked) > solved
 
 
 def test_equal_events_are_counted_together_and_none_is_lost():
