@@ -34,6 +34,24 @@ class Budget:
     delta: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """`events` that are to be charged to all of `people`; `plan` is kept as it is.
+
+    What is spent is told at `delta` if there is no budget. `limit` is a lower one, of this request
+    alone.
+    """
+
+    run: str
+    purpose: str
+    unit: Unit
+    people: People
+    events: Sequence[GaussianEvent]
+    plan: Mapping[str, Any]
+    delta: float
+    limit: float | None = None
+
+
 @dataclass(frozen=True)
 class Charge:
     """What was charged, and what the most exposed of these people have then spent.
@@ -87,47 +105,54 @@ class Ledger:
         """The secret that `fingerprints` takes."""
         return self.file.key
 
-    def charge(
-        self,
-        *,
-        run: str,
-        purpose: str,
-        unit: Unit,
-        people: People,
-        events: Sequence[GaussianEvent],
-        plan: Mapping[str, Any],
-        delta: float,
-        limit: float | None = None,
-    ) -> Charge:
-        """Charge `events` to all of `people`, durably, or raise InputError and charge nothing.
+    def charge(self, requests: Sequence[Request]) -> list[Charge]:
+        """Charge all of `requests`, durably, or raise InputError and charge none of them.
 
-        Refused when anybody would have spent more than the budget, or than `limit` if that is less.
-        Without both, everything is charged and nothing refused. `plan` is kept as it is.
+        Refused when anybody would have spent more than the budget, or than a `limit` if that is
+        less. Without both, everything is charged and nothing refused. Each is composed with those
+        before it.
         """
-        if not events:
-            raise ValueError("nothing to charge")
-        new = Met(unit, people, tuple(events))
         with self.file.adding() as file:
             rows = file.rows()
             budget, charges = _budget(rows), _charges(rows)
-            at = budget.delta if budget else delta
-            self._check_delta(at, people.count(unit), unit)
-            earlier = list(_met(charges, file))
-            known = zip(charges, earlier, strict=True)
-            runs = tuple(dict.fromkeys(row.body["run"] for row, met in known if meet(met, new)))
-            met_by_then = exposures([*earlier, Met(unit, people, ())], new).values()
-            after = _most([exposure.adding(new) for exposure in met_by_then], at)
-            before = _most(met_by_then, at) if runs else _ZERO
-            alone = figures_of([new.events], at) if runs else after
-            self._refuse(before, alone, after, at, _least(budget, limit), runs)
-            body = {
-                **{"kind": "charge", "time": _now(), "run": run, "purpose": purpose},
-                **{"unit": unit, "units": people.count(unit), "named": bool(len(people.patients))},
-                **{"events": [event.to_json() for event in events], "plan": dict(plan)},
-                **{"delta": at, "epsilon": asdict(after)},
-            }
-            row = file.add(body, blob=people.to_bytes())
-        return Charge(row.number, row.hash, run, unit, before, alone, after, at, budget, runs)
+            earlier = [
+                (row.body["run"], met)
+                for row, met in zip(charges, _met(charges, file), strict=True)
+            ]
+            made = []
+            for request in requests:
+                charge = self._add(request, budget, earlier, file)
+                made.append(charge)
+                earlier.append((request.run, _asked(request)))
+        return made
+
+    def _add(
+        self,
+        request: Request,
+        budget: Budget | None,
+        earlier: Sequence[tuple[str, Met]],
+        file: Addition,
+    ) -> Charge:
+        new, people = _asked(request), request.people
+        at = budget.delta if budget else request.delta
+        units = people.count(request.unit)
+        self._check_delta(at, units, request.unit)
+        runs = tuple(dict.fromkeys(run for run, met in earlier if meet(met, new)))
+        nothing = Met(request.unit, people, ())
+        met_by_then = exposures([*(met for _, met in earlier), nothing], new).values()
+        after = _most([exposure.adding(new) for exposure in met_by_then], at)
+        before = _most(met_by_then, at) if runs else _ZERO
+        alone = figures_of([new.events], at) if runs else after
+        figures = before, alone, after
+        self._refuse(request.purpose, figures, at, _least(budget, request.limit), runs)
+        body = {
+            **{"kind": "charge", "time": _now(), "run": request.run, "purpose": request.purpose},
+            **{"unit": request.unit, "units": units, "named": bool(len(people.patients))},
+            **{"events": [event.to_json() for event in new.events], "plan": dict(request.plan)},
+            **{"delta": at, "epsilon": asdict(after)},
+        }
+        row = file.add(body, blob=people.to_bytes())
+        return Charge(row.number, row.hash, request.run, new.unit, *figures, at, budget, runs)
 
     def set_budget(self, epsilon: float, delta: float) -> Row:
         """Set the most that anybody may spend from now on; for the local administrator only."""
@@ -183,23 +208,24 @@ class Ledger:
 
     def _refuse(
         self,
-        before: Figures,
-        alone: Figures,
-        after: Figures,
+        purpose: str,
+        figures: tuple[Figures, Figures, Figures],
         delta: float,
         most: float,
         runs: Sequence[str],
     ) -> None:
+        before, alone, after = figures
         if after.pld <= most and after.pld < math.inf:
             return
         spent = f"{rounded_up(before.pld)} was spent on these people by earlier runs"
         if runs:
             spent += f" ({', '.join(runs[-_SHOWN:])})"
         raise InputError(
-            f"the privacy budget doesn't allow this run: of epsilon {rounded_down(most)} "
-            f"(delta {delta:g}) {spent}, {rounded_down(max(0.0, most - before.pld))} is left; this "
-            f"run alone asks for {rounded_up(alone.pld)}, and all together would be "
-            f"{rounded_up(after.pld)}",
+            f"the privacy budget doesn't allow this run ({purpose}): of epsilon "
+            f"{rounded_down(most)} (delta {delta:g}) {spent}, "
+            f"{rounded_down(max(0.0, most - before.pld))} is left; this run alone asks for "
+            f"{rounded_up(alone.pld)}, and all together would be {rounded_up(after.pld)}; nothing "
+            "was charged",
             where=self.file.path,
             expected=f"at most {rounded_down(most)} over all runs",
             mend="lower `privacy.target_epsilon`, raise `privacy.noise_multiplier`, or take fewer "
@@ -209,6 +235,12 @@ class Ledger:
 
 def _least(budget: Budget | None, limit: float | None) -> float:
     return min(budget.epsilon if budget else math.inf, math.inf if limit is None else limit)
+
+
+def _asked(request: Request) -> Met:
+    if not request.events:
+        raise ValueError("nothing to charge")
+    return Met(request.unit, request.people, tuple(request.events))
 
 
 def _charges(rows: Sequence[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.privacy.done import Done
 from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.training import processes
-from fedtune.training.charging import Charged, charge_run
+from fedtune.training.charging import Charged, Party, charge_run
 from fedtune.training.checkpoints import CheckpointFolder, run_hash
 from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
@@ -27,7 +27,7 @@ from fedtune.training.loggers import (
 )
 from fedtune.training.prepare import Prepared, prepare
 from fedtune.training.private import check_one_place, check_private, private_steps, scores_shown
-from fedtune.training.run_folder import claim_folder
+from fedtune.training.run_folder import claim_folder, kept_unless_refused
 from fedtune.training.run_lock import alone_in
 from fedtune.training.trainer import Trainer, TrainingResult
 
@@ -69,7 +69,8 @@ def train(
         _claim(prepared, out, resume=resume)
         comparison = {"base": _base_score(prepared)} if shown else {}
         checkpoints = CheckpointFolder(out / "checkpoints", run_hash(config, facts))
-        charged = _charge(prepared, private, checkpoints, out) if private else None
+        with kept_unless_refused(out, resume=resume):
+            charged = _charge(prepared, private, checkpoints, out) if private else None
         result = _fit(prepared, private, checkpoints, out, listeners)
         if shown:
             comparison["trained"] = _score(prepared)
@@ -100,15 +101,10 @@ def _charge(
 ) -> Charged:
     # what a stopped run did after its last checkpoint was seen by nobody, unless it had ended
     ended = (out / "adapter").exists() and checkpoints.latest_step < private.plan.steps
-    return charge_run(
-        prepared.config,
-        prepared.splits.train,
-        private,
-        folder=out,
-        run=checkpoints.run_hash,
-        purpose="train",
-        again=0 if checkpoints.latest_step and not ended else None,
-    )
+    again = 0 if checkpoints.latest_step and not ended else None
+    party = Party("train", prepared.splits.train, private, again)
+    (charged,) = charge_run(prepared.config, [party], folder=out, run=checkpoints.run_hash)
+    return charged
 
 
 def _fit(

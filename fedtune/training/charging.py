@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,26 @@ from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Figures
 from fedtune.privacy.fingerprints import fingerprints
-from fedtune.privacy.ledger import Budget, Charge, Ledger, ledger_path
+from fedtune.privacy.ledger import Budget, Charge, Ledger, Request, ledger_path
 from fedtune.training.private import unit_of
 
 CHARGED = "charged.json"
 """In a run's folder: what was charged for it, so that a resumed run knows and no other run does."""
+
+
+@dataclass(frozen=True)
+class Party:
+    """Whose `rows` take the `private` steps, under the `purpose` that the ledger keeps.
+
+    A run that goes on was charged when it began: then only `again` steps are, those that an
+    interrupted round may have released before (0: none). Without `again` the plan is charged whole,
+    and so are steps whose charge the run's folder doesn't know of, or the ledger doesn't.
+    """
+
+    purpose: str
+    rows: ExampleSet
+    private: PrivateSteps
+    again: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,47 +52,63 @@ class Charged:
 
 
 def charge_run(
-    config: RunConfig,
-    rows: ExampleSet,
-    private: PrivateSteps,
-    *,
-    folder: Path,
-    run: str,
-    purpose: str,
-    again: int | None = None,
-) -> Charged:
-    """Charge the whole plan to everybody in `rows`; `run` is told by its hash.
+    config: RunConfig, parties: Sequence[Party], *, folder: Path, run: str
+) -> list[Charged]:
+    """Charge each party's steps to everybody in its rows; `run` is told by its hash.
 
-    A run that goes on was charged when it began: then only `again` steps are, those that an
-    interrupted round may have released before (0: none). Without `again`, or where `folder` and the
-    ledger don't know of that charge, the plan is charged whole. Raises InputError, with nothing
-    charged, when somebody's budget doesn't allow it.
+    Raises InputError, with nothing charged to any party, when somebody's budget doesn't allow it
+    or the ledger is damaged.
     """
     ledger = Ledger.open(ledger_path(config.privacy.ledger))
     known = {(row.number, row.hash) for row in ledger.charges(run)}
     entries = _read(folder / CHARGED)
-    mine = [e for e in entries if e["purpose"] == purpose and _place(e) in known]
-    steps = again if mine else None
-    if steps != 0:
-        unit, event = unit_of(config), private.plan.event(steps)
-        charge = ledger.charge(
-            run=run,
-            purpose=purpose,
-            unit=unit,
-            people=fingerprints(rows, ledger.key, unit),
-            events=[event],
-            plan=private.plan.to_json(),
-            delta=config.privacy.delta,
-        )
-        entry = {
-            "purpose": purpose,
-            "event": event.to_json(),
-            "charge": dataclasses.asdict(charge),
-        }
-        mine.append(entry)
-        write_text(folder / CHARGED, json.dumps([*entries, entry], indent=2) + "\n")
-    events = tuple(GaussianEvent.from_json(entry["event"]) for entry in mine)
-    return Charged(tuple(_charge(entry["charge"]) for entry in mine), events)
+    due = [(party, steps) for party in parties if (steps := _unpaid(party, entries, known))]
+    requests = [_request(config, party, steps, run, ledger.key) for party, steps in due]
+    charges = ledger.charge(requests)  # also of none: what it said to be known is checked
+    if charges:
+        entries = [entry for entry in entries if _place(entry) in known]
+        entries += map(_entry, requests, charges)
+        write_text(folder / CHARGED, json.dumps(entries, indent=2) + "\n")
+    return [_charged(party.purpose, entries) for party in parties]
+
+
+def _unpaid(
+    party: Party, entries: Sequence[dict[str, Any]], known: Container[tuple[int, str]]
+) -> int:
+    """The steps to charge: those before, if the ledger doesn't know of them, and those to come."""
+    mine = [entry for entry in entries if entry["purpose"] == party.purpose]
+    lost = [_event(entry).count for entry in mine if _place(entry) not in known]
+    if mine and party.again is not None:
+        return sum(lost) + party.again
+    return sum(lost) + party.private.plan.steps + (party.again or 0)
+
+
+def _request(config: RunConfig, party: Party, steps: int, run: str, key: bytes) -> Request:
+    unit, plan = unit_of(config), party.private.plan
+    return Request(
+        run=run,
+        purpose=party.purpose,
+        unit=unit,
+        people=fingerprints(party.rows, key, unit),
+        events=[plan.event(steps)],
+        plan=plan.to_json(),
+        delta=config.privacy.delta,
+    )
+
+
+def _entry(request: Request, charge: Charge) -> dict[str, Any]:
+    (event,) = request.events
+    told = {"purpose": request.purpose, "event": event.to_json()}
+    return {**told, "charge": dataclasses.asdict(charge)}
+
+
+def _charged(purpose: str, entries: Sequence[dict[str, Any]]) -> Charged:
+    mine = [entry for entry in entries if entry["purpose"] == purpose]
+    return Charged(tuple(_charge(entry["charge"]) for entry in mine), tuple(map(_event, mine)))
+
+
+def _event(entry: dict[str, Any]) -> GaussianEvent:
+    return GaussianEvent.from_json(entry["event"])
 
 
 def _place(entry: dict[str, Any]) -> tuple[int, str]:
@@ -98,7 +130,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         entries = json.loads(path.read_text())
         for entry in entries:
             _charge(entry["charge"])
-            GaussianEvent.from_json(entry["event"])
+            _event(entry)
             str(entry["purpose"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the record of charges is damaged ({error})", where=path) from None

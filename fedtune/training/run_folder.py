@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ LOCK = ".lock"
 Command = Literal["train", "simulate"]
 _BEGUN = "run.json"
 """Which command began the run, and what it started from: base model and `adapter.init_from`."""
+PARTITION = "partition.json"
+"""A federation's division of the rows into silos."""
 _FIRST_FILES = {LOCK, *(n + end for n in (_BEGUN, "config.yaml") for end in ("", ".part"))}
 """What a run that was killed in its first moment may have left."""
 
@@ -38,6 +42,18 @@ def claim_folder(out: Path, config: RunConfig, command: Command, *, resume: bool
         begun = {"command": command, "base_model": base, "init_from": _init_digest(config)}
         write_text(out / _BEGUN, json.dumps(begun, indent=2) + "\n")
         save_config(config, out / "config.yaml")
+
+
+@contextmanager
+def kept_unless_refused(out: Path, *, resume: bool) -> Iterator[None]:
+    """What was claimed for a new run is given back if that is refused inside: it never began."""
+    try:
+        yield
+    except InputError:
+        if not resume:
+            for name in ("config.yaml", _BEGUN, PARTITION):
+                (out / name).unlink(missing_ok=True)
+        raise
 
 
 def check_folder(out: Path, config: RunConfig, command: Command, *, resume: bool) -> None:

@@ -15,7 +15,7 @@ from fedtune.privacy.central import SiloLevel
 from fedtune.reports.dry_run import DryRun, PlanFacts, facts, outline, plan_facts
 from fedtune.tensors import Spec, TensorSet, payload_size
 from fedtune.training.checkpoints import run_hash
-from fedtune.training.run_folder import check_folder, check_local_start
+from fedtune.training.run_folder import PARTITION, check_folder, check_local_start
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks, silos_of, silos_private_steps
@@ -59,7 +59,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
         check_local_start(out, config)
     rounds = range(1, config.federation.rounds + 1)
     blank = _blank(found.spec)
-    divided = out / "partition.json"
+    divided = out / PARTITION
     if resume and divided.exists():
         check_partition(divided, chosen, found.splits.train)
     if resume and (saved := load_latest(out / "checkpoints", run)):

@@ -26,10 +26,10 @@ from fedtune.privacy.central import SiloLevel, build_central
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
 from fedtune.tensors import TensorSet
-from fedtune.training.charging import Charged, charge_run
+from fedtune.training.charging import Charged, Party, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import check_private
-from fedtune.training.run_folder import claim_folder
+from fedtune.training.run_folder import PARTITION, claim_folder, kept_unless_refused
 from fedtune.training.run_lock import alone_in
 from fedtune_simulations.comparison import compare as compare_with
 from fedtune_simulations.engines import Outcome, check_engine, engine_of
@@ -85,7 +85,8 @@ def simulate(
         plan = RunPlan(nodes, config.federation, config.seed, setting.run_hash)
         check_quorum(plan)
         _claim(setting, rule, out, resume=resume)
-        charges = _charge(setting, out, resume=resume)
+        with kept_unless_refused(out, resume=resume):
+            charges = _charge(setting, out, resume=resume)
         with _log(config, out, on_round) as log:
 
             def coordinate(grid: Grid, nodes: Mapping[str, int], poll_seconds: float) -> Outcome:
@@ -111,7 +112,7 @@ def simulate(
 def _claim(setting: Setting, rule: Rule, out: Path, *, resume: bool) -> None:
     """Make `out` the folder of this run, with its division into silos, or go on with it."""
     claim_folder(out, setting.config, "simulate", resume=resume)
-    rows, divided = setting.splits.train, out / "partition.json"
+    rows, divided = setting.splits.train, out / PARTITION
     if resume:
         _check_record(rule, out)
         load_latest(out / "checkpoints", setting.run_hash)  # a refusal comes before any file
@@ -144,25 +145,19 @@ def _log(config: RunConfig, out: Path, on_round: OnRound | None) -> Iterator[OnR
 
 
 def _charge(setting: Setting, out: Path, *, resume: bool) -> dict[str, Charged]:
-    """Charge each silo's private steps of all rounds, before any is taken."""
-    charges = {}
-    config = setting.config
+    """Charge each silo's private steps of all rounds, before any is taken; all silos or none."""
+    config, parties = setting.config, {}
     done, rounds = latest_round(out / "checkpoints"), config.federation.rounds
     for name, private in sorted(setting.private.items()):
         # an interrupted round may have sent its deltas
         a_round = private.plan.steps // rounds
         again = (0 if done == rounds else a_round) if resume and done else None
         rows = setting.splits.train.select(setting.partition[name])
-        charges[name] = charge_run(
-            config,
-            rows,
-            private,
-            folder=out,
-            run=setting.run_hash,
-            purpose=f"silo {name}",
-            again=again,
-        )
-    return charges
+        parties[name] = Party(f"silo {name}", rows, private, again)
+    if not parties:  # no promise, no ledger
+        return {}
+    charged = charge_run(config, list(parties.values()), folder=out, run=setting.run_hash)
+    return dict(zip(parties, charged, strict=True))
 
 
 def _done(setting: Setting, rule: Rule, charges: Mapping[str, Charged]) -> dict[str, Done]:

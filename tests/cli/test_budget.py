@@ -11,7 +11,7 @@ from fedtune.cli.main import main
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.fingerprints import People
-from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.ledger import Ledger, Request
 from fedtune.privacy.told import rounded_up
 
 EVENT = GaussianEvent(0.1, 1.0, 10)
@@ -25,10 +25,12 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def charge(path: Path, run: str) -> None:
-    Ledger.open(path).charge(
-        run=run, purpose="train", unit="patient", events=[EVENT], plan={"steps": 10}, delta=1e-5,
-        people=People(np.arange(20, dtype=np.uint64), PATIENTS),
+    people = People(np.arange(20, dtype=np.uint64), PATIENTS)
+    request = Request(
+        run=run, purpose="train", unit="patient", people=people, events=[EVENT],
+        plan={"steps": 10}, delta=1e-5,
     )  # fmt: skip
+    Ledger.open(path).charge([request])
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -11,6 +11,8 @@ _SAMPLING, _PLAN, _GRADS = "test_sampling.py", "test_plan.py", "test_per_example
 _CENTRAL, _LEDGER, _PEOPLE = "test_central.py", "test_ledger.py", "test_fingerprints.py"
 _PLACES = "tests/data/test_placement.py"
 _ACCOUNTS, _CORRELATED = "test_accounting.py", "test_correlated.py"
+_RUNS = "tests/cli/test_private_budget.py"
+_FEDERATIONS = "tests/simulations/test_private_budget.py"
 
 
 def _bug(
@@ -19,8 +21,15 @@ def _bug(
     folder = "tests/training" if where == "test_private.py" else "tests/privacy"
     path = where if "/" in where else f"{folder}/{where}"
     ids = tuple(f"{path}::{test}" for test in tests)
-    return Mutation(name, seen_in, f"fedtune/{file}.py", before, after, ids)
+    source = f"{file}.py" if file.startswith("simulations/") else f"fedtune/{file}.py"
+    return Mutation(name, seen_in, source, before, after, ids)
 
+
+_CHARGED_FIRST = """        with kept_unless_refused(out, resume=resume):
+            charged = _charge(prepared, private, checkpoints, out) if private else None
+"""
+_THEN_TRAINED = """        result = _fit(prepared, private, checkpoints, out, listeners)
+"""
 
 BUGS = [
     # sampling and its accounting
@@ -601,5 +610,87 @@ BUGS = [
         'hmac.digest(b"fedtune", f"',
         _PEOPLE,
         "test_another_key_gives_other_fingerprints_and_ids_are_no_words",
+    ),
+    # the ledger and a run
+    _bug(
+        "a file that has grown holds other people",
+        "way 8 (a budget kept by the data set's hash)",
+        "training/charging",
+        "people=fingerprints(party.rows, key, unit)",
+        "people=fingerprints(party.rows, party.rows.fingerprint.encode(), unit)",
+        _RUNS,
+        "test_the_same_people_in_another_file_that_has_grown_are_refused",
+    ),
+    _bug(
+        "a run is charged when it has trained",
+        "openmed issue 2826; way 8",
+        "training/central",
+        _CHARGED_FIRST + _THEN_TRAINED,
+        _THEN_TRAINED + _CHARGED_FIRST,
+        _RUNS,
+        "test_the_same_people_in_another_file_that_has_grown_are_refused",
+    ),
+    _bug(
+        "a charge that the ledger doesn't know counts as made",
+        "way 8 (the ledger was deleted between a run and its resume)",
+        "training/charging",
+        "known = {(row.number, row.hash) for row in ledger.charges(run)}",
+        "known = {_place(entry) for entry in _read(folder / CHARGED)}",
+        _RUNS,
+        "test_a_charge_that_the_ledger_does_not_know_is_made_again",
+    ),
+    _bug(
+        "a run that goes on believes a damaged ledger",
+        "way 8",
+        "training/charging",
+        "charges = ledger.charge(requests)  #",
+        "charges = ledger.charge(requests) if requests else []  #",
+        _RUNS,
+        "test_a_ledger_of_which_a_part_is_gone_lets_no_run_begin_or_go_on[True-.head]",
+    ),
+    _bug(
+        "a run that had ended is finished again for nothing",
+        "way 8",
+        "training/central",
+        "checkpoints.latest_step and not ended",
+        "checkpoints.latest_step",
+        _RUNS,
+        "test_a_run_whose_steps_may_be_released_twice_pays_them_twice[the last checkpoint]",
+    ),
+    _bug(
+        "a run without a checkpoint goes on for nothing",
+        "way 8",
+        "training/central",
+        "checkpoints.latest_step and not ended",
+        "not ended",
+        _RUNS,
+        "test_a_run_whose_steps_may_be_released_twice_pays_them_twice[all checkpoints]",
+    ),
+    _bug(
+        "a federation without a checkpoint goes on for the price of a round",
+        "Opacus issues 608, 688; way 8",
+        "simulations/fedtune_simulations/simulate",
+        "if resume and done else None",
+        "if resume else None",
+        _FEDERATIONS,
+        "test_rounds_whose_checkpoint_is_gone_are_paid_again[all]",
+    ),
+    _bug(
+        "a round that may have been sent twice is counted once",
+        "way 8",
+        "simulations/fedtune_simulations/simulate",
+        "(0 if done == rounds else a_round)",
+        "0",
+        _FEDERATIONS,
+        "test_rounds_whose_checkpoint_is_gone_are_paid_again[the last]",
+    ),
+    _bug(
+        "a federation's ledger that is gone forgets the round that was sent twice",
+        "way 8",
+        "training/charging",
+        "return sum(lost) + party.again",
+        "return sum(lost) or party.again",
+        _FEDERATIONS,
+        "test_a_run_whose_ledger_is_gone_is_charged_whole_when_it_goes_on",
     ),
 ]

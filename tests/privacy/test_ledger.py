@@ -21,7 +21,7 @@ from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Met, exposures, of_group
 from fedtune.privacy.fingerprints import People
-from fedtune.privacy.ledger import Ledger, ledger_path
+from fedtune.privacy.ledger import Ledger, Request, ledger_path
 from fedtune.privacy.told import rounded_down, rounded_up
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +39,13 @@ def people(records: range, *, patients: range | None = None) -> People:
 
 def charge(ledger: Ledger, run: str, who: People, *, event: GaussianEvent = EVENT, **more):
     unit = more.pop("unit", "patient" if len(who.patients) else "record")
-    return ledger.charge(
-        run=run, purpose="train", unit=unit, people=who, events=[event], plan={}, delta=DELTA,
-        **more,
-    )  # fmt: skip
+    asked = request(run, who, unit=unit, events=[event], **more)
+    return ledger.charge([asked])[0]
+
+
+def request(run: str, who: People, **more) -> Request:
+    given = {"unit": "record", "events": [EVENT], **more}
+    return Request(run=run, purpose="train", people=who, plan={}, delta=DELTA, **given)
 
 
 @pytest.fixture
@@ -183,7 +186,7 @@ import numpy as np
 from fedtune.errors import InputError
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.fingerprints import People
-from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.ledger import Ledger, Request
 
 path, name, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 people = People(np.arange(50, dtype=np.uint64), np.zeros(0, np.uint64))
@@ -192,10 +195,12 @@ sys.stdin.readline()
 done = 0
 for number in range(times):
     try:
-        Ledger.open(path).charge(
+        event = GaussianEvent(0.1, 1.0, 10)
+        request = Request(
             run=f"{name}-{number}", purpose="train", unit="record", people=people,
-            events=[GaussianEvent(0.1, 1.0, 10)], plan={}, delta=1e-5,
+            events=[event], plan={}, delta=1e-5,
         )
+        Ledger.open(path).charge([request])
         done += 1
         print("charged", flush=True)
     except InputError as error:

@@ -13,7 +13,7 @@ from fedtune.config.privacy import PrivacyConfig
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.fingerprints import People
-from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.ledger import Ledger, Request
 from fedtune.privacy.plan import plan_rounds, plan_steps
 from fedtune.privacy.told import rounded_up
 from fedtune.reports.privacy_prose import prose
@@ -137,10 +137,11 @@ def test_earlier_runs_on_the_same_people_are_told(tmp_path: Path):
 
     def run(name: str) -> Done:
         done = local()
-        charge = ledger.charge(
+        request = Request(
             run=name, purpose="train", unit="patient", people=people, events=done.events,
             plan=done.plan.to_json(), delta=1e-4,
         )  # fmt: skip
+        (charge,) = ledger.charge([request])
         return dataclasses.replace(done, charge=charge)
 
     run("first")

@@ -10,6 +10,9 @@ from fedtune_simulations.setting import _own_words_only
 
 from fedtune.cli.main import main
 from fedtune.errors import InputError, RunFailedError
+from fedtune.privacy.accounting import epsilon
+from fedtune.privacy.events import GaussianEvent
+from fedtune.privacy.ledger import Ledger, ledger_path
 
 CONFIG = """
 data: {embedded_patients: 40}
@@ -36,10 +39,13 @@ def test_a_refused_run_can_not_go_on_as_if_it_had_begun(
     assert run(first) == 0
     spent = told(first)["second_accountant"]["epsilon"]  # type: ignore[index]
     assert main(["budget", "set", "--epsilon", str(1.1 * spent), "--delta", "0.001"]) == 0
-    assert run(second) == 2
+    capsys.readouterr()
+    for _ in range(2):
+        assert run(second) == 2
+        assert "the privacy budget doesn't allow this run" in capsys.readouterr().err
+        assert not second.exists()
     assert run(second, "--resume") == 2
-    assert "budget" in capsys.readouterr().err
-    assert not (second / "adapter").exists()
+    assert "no run to resume" in capsys.readouterr().err
 
 
 def test_a_round_that_may_have_been_sent_twice_counts_twice(tmp_path: Path):
@@ -53,6 +59,78 @@ def test_a_round_that_may_have_been_sent_twice_counts_twice(tmp_path: Path):
     shutil.rmtree(folder / "checkpoints" / "round-000002")
     assert run(folder, "--resume") == 0
     assert told(folder)["epsilon"] > before
+
+
+def charged() -> dict[str, int]:
+    """The steps that each silo was charged."""
+    steps: dict[str, int] = {}
+    for row in Ledger.open(ledger_path()).charges():
+        whose = row.body["purpose"]
+        steps[whose] = steps.get(whose, 0) + sum(e["count"] for e in row.body["events"])
+    return steps
+
+
+def of_each(steps: int) -> dict[str, int]:
+    return {"silo silo-0": steps, "silo silo-1": steps}
+
+
+@pytest.mark.parametrize(
+    ("lost", "paid"), [("round-000002", 2 + 1), ("", 2 + 2)], ids=["the last", "all"]
+)
+def test_rounds_whose_checkpoint_is_gone_are_paid_again(tmp_path: Path, lost: str, paid: int):
+    folder = tmp_path / "run"
+    assert run(folder) == 0
+    assert charged() == of_each(2)
+    shutil.rmtree(folder / "checkpoints" / lost)
+    assert run(folder, "--resume") == 0
+    assert charged() == of_each(paid)
+    facts = json.loads((folder / "privacy.json").read_text())["parties"]
+    assert {party["steps_released"] for party in facts.values()} == {paid}
+
+
+def test_a_run_whose_ledger_is_gone_is_charged_whole_when_it_goes_on(tmp_path: Path):
+    folder = tmp_path / "run"
+    assert run(folder) == 0
+    shutil.rmtree(folder / "checkpoints" / "round-000002")
+    for file in ledger_path().parent.iterdir():
+        file.unlink()
+    assert run(folder, "--resume") == 0
+    assert charged() == of_each(2 + 1)  # round 2 twice
+    facts = json.loads((folder / "privacy.json").read_text())["parties"]
+    assert {party["steps_released"] for party in facts.values()} == {2 + 1}
+
+
+def test_one_silo_without_budget_costs_the_others_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    many, few = 40, 8  # one of few patients is in every second batch
+
+    def row(site: str, number: int) -> str:
+        note = {"prompt": f"{site} {number}.", "completion": " Well.", "id": f"{site}{number}"}
+        return json.dumps({**note, "site": site}) + "\n"
+
+    rows, held = tmp_path / "rows.jsonl", tmp_path / "held.jsonl"
+    rows.write_text("".join(row(s, i) for s, n in (("a", many), ("b", few)) for i in range(n)))
+    held.write_text(row("a", many))
+    files = {"train_files": [str(rows)], "test_files": [str(held)]}
+    folder = tmp_path / "run"
+    more = (
+        "data=" + json.dumps({"source": "files", "columns": {"privacy_unit": "id"}, **files}),
+        "federation.partition={by: column, column: site}",
+    )
+    spent = {n: epsilon([GaussianEvent(4 / n, 1.0, 2)], 1e-3, "pld") for n in (many, few)}
+    assert spent[many] < spent[few]
+    between = str((spent[many] + spent[few]) / 2)
+    assert main(["budget", "set", "--epsilon", between, "--delta", "0.001"]) == 0
+    assert run(folder, *more) == 2
+    err = capsys.readouterr().err
+    assert "doesn't allow this run (silo b)" in err
+    assert "nothing was charged" in err
+    assert charged() == {}
+    assert not folder.exists()
+    assert main(["budget", "set", "--epsilon", "1000", "--delta", "0.001"]) == 0
+    assert run(folder, *more) == 0
+    assert charged() == {"silo a": 2, "silo b": 2}
 
 
 def test_the_coordinators_record_can_not_be_deleted_for_a_fresh_start(
