@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -17,10 +17,12 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from fedtune.atomic import write_text
 from fedtune.config.problems import explain
 from fedtune.config.schema import RunConfig
+from fedtune.config.section import Section
 from fedtune.errors import InputError
 
 Key = str | int
 Places = dict[tuple[Key, ...], str]
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -31,15 +33,26 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     tree, places = _read(path) if path is not None else ({}, {})
     for override in overrides:
         _apply(override, tree, places)
+    return _checked(RunConfig, tree, places, path)
+
+
+def load_settings(path: Path, kind: type[AnySection]) -> AnySection:
+    """The settings of `kind` in the YAML file `path`. Raises InputError as `load_config`."""
+    return _checked(kind, *_read(path), path)
+
+
+def _checked(
+    kind: type[AnySection], tree: dict[str, Any], places: Places, path: Path | None
+) -> AnySection:
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         source = str(path) if path is not None else "command line"
-        raise InputError("\n".join(explain(error, tree, places, source))) from None
+        raise InputError("\n".join(explain(error, tree, places, source, kind))) from None
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write `config` whole, as YAML that `load_config` reads back to an equal `RunConfig`."""
+def save_config(config: Section, path: Path) -> None:
+    """Write `config` whole, as YAML that reads back to an equal one."""
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

@@ -23,21 +23,28 @@ _EXPECTED = {
 
 
 def explain(
-    error: ValidationError, tree: dict[str, Any], places: Mapping[tuple[Any, ...], str], source: str
+    error: ValidationError,
+    tree: dict[str, Any],
+    places: Mapping[tuple[Any, ...], str],
+    source: str,
+    root: type[BaseModel] = RunConfig,
 ) -> list[str]:
-    """One message a field that is wrong: where it stands, what was expected, what to do."""
+    """One message a field that is wrong: where it stands, what was expected, what to do.
+
+    `root` is what the file was to be.
+    """
     found: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_in_tree(item["loc"], tree), []).append(item)
     return [
-        str(_problem(at, items, _place(at, places, _places_named(items, places) or source)))
+        str(_problem(at, items, _place(at, places, _places_named(items, places) or source), root))
         for at, items in found.items()
     ]
 
 
-def section_at(path: tuple[Any, ...]) -> type[BaseModel] | None:
+def _section_at(path: tuple[Any, ...], root: type[BaseModel]) -> type[BaseModel] | None:
     """The section that a dotted path names, if it names one."""
-    section: type[BaseModel] = RunConfig
+    section = root
     for key in path:
         field = section.model_fields.get(key)
         if field is None or not _is_section(field.annotation):
@@ -46,14 +53,14 @@ def section_at(path: tuple[Any, ...]) -> type[BaseModel] | None:
     return section
 
 
-def field_names(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+def _field_names(section: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted field below `section`."""
     names = []
     for name, field in section.model_fields.items():
         names.append(prefix + name)
         if _is_section(field.annotation):
             inner = typing.cast(type[BaseModel], field.annotation)
-            names += field_names(inner, f"{prefix}{name}.")
+            names += _field_names(inner, f"{prefix}{name}.")
     return names
 
 
@@ -89,11 +96,13 @@ def _places_named(items: list[Any], places: Mapping[tuple[Any, ...], str]) -> st
     return " and ".join(dict.fromkeys(place for place in found if place))
 
 
-def _problem(at: tuple[Any, ...], items: list[Any], place: str) -> InputError:
+def _problem(
+    at: tuple[Any, ...], items: list[Any], place: str, root: type[BaseModel]
+) -> InputError:
     field = ".".join(str(key) for key in at)
     where = f"{place}: {field}" if field else place
     first = items[0]
-    if at == ("privacy", "mode") or at == ("secure_aggregation",):
+    if root is RunConfig and at in (("privacy", "mode"), ("secure_aggregation",)):
         value = first["input"]
         shown = str(value).lower() if isinstance(value, bool) else value
         return InputError(
@@ -102,7 +111,7 @@ def _problem(at: tuple[Any, ...], items: list[Any], place: str) -> InputError:
             mend=f"remove it, or set `{field}: {'none' if at[0] == 'privacy' else 'false'}`",
         )
     if first["type"] == "extra_forbidden":
-        return InputError("unknown field", where=where, mend=_nearest_field(at))
+        return InputError("unknown field", where=where, mend=_nearest_field(at, root))
     if first["type"] == "value_error":
         return InputError(first["msg"].removeprefix("Value error, "), where=where)
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
@@ -132,15 +141,15 @@ def _shown(value: Any) -> str:
     return f"{value!r}" if isinstance(value, str) else f"`{value}`"
 
 
-def _nearest_field(at: tuple[Any, ...]) -> str:
-    section = section_at(at[:-1])
+def _nearest_field(at: tuple[Any, ...], root: type[BaseModel]) -> str:
+    section = _section_at(at[:-1], root)
     prefix = "".join(f"{key}." for key in at[:-1])
     siblings = list(section.model_fields) if section else []
     close = difflib.get_close_matches(str(at[-1]), siblings, n=1, cutoff=0.6)
     if close:
         return f"did you mean `{prefix}{close[0]}`?"
     ends: dict[str, str] = {}
-    for name in field_names():
+    for name in _field_names(root):
         ends.setdefault(name.rpartition(".")[2], name)
     elsewhere = difflib.get_close_matches(str(at[-1]), list(ends), n=1, cutoff=0.75)
     if elsewhere:
