@@ -202,6 +202,28 @@ def test_what_would_break_the_promise_is_refused(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_classifier_trains_on_four_bits_and_with_gradient_checkpointing(
+    four_bit: bool, tmp_path: Path
+):
+    rows = [{"text": f"note {i}", "label": "ab"[i % 2], "patient": f"p{i}"} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"source": "files", "train_files": [str(tmp_path / "rows.jsonl")]}
+    settings = {
+        "data": {**files, "columns": {"privacy_unit": "patient"}},
+        "model": {"load_in_4bit": four_bit},
+        "task": {"name": "sequence_classification", "labels": ["a", "b"], "max_length": 32},
+        "training": {"max_steps": 2, "batch_size": 6, "gradient_checkpointing": True},
+        "privacy": {"mode": "local", "noise_multiplier": 1.0, "delta": 1e-3},
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    # the run itself compares examples of its first batch with plain autograd, one by one
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert max(float(t.abs().max()) for n, t in weights.items() if "lora_B" in n) > 1e-4
+
+
 def test_patients_need_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [{"prompt": f"patient {i}", "completion": "well"} for i in range(30)]
     file = tmp_path / "rows.jsonl"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -27,6 +28,7 @@ from fedtune.config.task import TaskConfig
 from fedtune.errors import FedtuneError, InputError, RunFailedError
 from fedtune.models.adapters import attach_adapter
 from fedtune.models.base import load_base, load_tokenizer
+from fedtune.models.four_bit import is_four_bit
 from fedtune.privacy.clipping import clipped_sum, unit_mix
 from fedtune.privacy.per_example import Taps
 from fedtune.tasks import build_task
@@ -102,7 +104,8 @@ def alone(task: Task, model: Any, row: Encoded) -> dict[str, Tensor]:
 
 
 def adapted(base: Any, adapter: AdapterConfig, task: str) -> Any:
-    base.new_layers = ["classifier" if hasattr(base, "classifier") else "score"]
+    if not hasattr(base, "new_layers"):
+        base.new_layers = ["classifier" if hasattr(base, "classifier") else "score"]
     model = attach_adapter(base, adapter, seed=0, task=task)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would leave A without gradients
@@ -156,6 +159,48 @@ def test_gradient_checkpointing(family: str, adapter: str):
     model = adapted(CAUSAL[family](), ADAPTERS[adapter], "causal_lm").train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     check_equal(build_task(TaskConfig(), tokenizer()), model, examples("causal_lm"))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_gradient_checkpointing_of_a_classifier(family: str, adapter: str):
+    torch.manual_seed(0)
+    name = "sequence_classification"
+    model = adapted(CLASSIFIERS[family](), ADAPTERS[adapter], name).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    check_equal(build_task(TaskConfig(name=name), tokenizer(), LABELS), model, examples(name))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """`model.path` of a model that can be 4-bit, by family. Its head and pooler will be new."""
+    words, size = tokenizer(), {**SIZE, "hidden_size": 64, "intermediate_size": 128}
+
+    def path(family: str) -> str:
+        if family == "llama":
+            return "embedded"
+        config = BertConfig(vocab_size=len(words), **size, **HEADS, **SMOOTH)
+        folder = tmp_path_factory.mktemp(family)
+        BertForMaskedLM(config).save_pretrained(folder)
+        words.save_pretrained(folder)
+        return str(folder)
+
+    return path
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_classifier_on_a_four_bit_base(
+    family: str, checkpointing: bool, saved: Callable[[str], str]
+):
+    torch.manual_seed(0)
+    name = "sequence_classification"
+    base = load_base(ModelConfig(path=saved(family), load_in_4bit=True), name, LABELS)
+    assert is_four_bit(base.model)
+    model = adapted(base.model, AdapterConfig(lora_r=4), name).train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    check_equal(build_task(TaskConfig(name=name), base.tokenizer, LABELS), model, examples(name))
 
 
 def test_a_four_bit_base():
