@@ -37,6 +37,16 @@ class Fold(Protocol):
         """The next state. Raises ValueError when nothing was added."""
 
 
+class Combination(Protocol):
+    """One delta made of a round's, taken in silo-name order."""
+
+    def add(self, delta: TensorSet, weight: float) -> None:
+        """Take one silo's delta in."""
+
+    def result(self) -> TensorSet:
+        """What they make, in memory of its own. Raises ValueError when too few were added."""
+
+
 class Rule(Protocol):
     """An aggregation rule."""
 

@@ -66,6 +66,12 @@ _SERVER_OPTIMIZER_FIELDS = {
 }
 
 
+NEED_ALL_AT_ONCE = ("fedex", "svd", "median", "multi_krum")
+"""Rules that keep all deltas of a round until its end."""
+NEED_SINGLE_DELTAS = (*NEED_ALL_AT_ONCE, "trimmed_mean", "norm_bounding")
+"""Rules that a sum of deltas isn't enough for."""
+
+
 class FederationConfig(Section):
     """Rounds, silos and aggregation."""
 
@@ -80,11 +86,24 @@ class FederationConfig(Section):
     proximal_mu: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="FedProx: weight of the pull towards the received adapter."
     )
-    aggregation: Literal["fedavg", "fedex", "svd"] = Field(
+    aggregation: Literal[
+        "fedavg", "fedex", "svd", "median", "trimmed_mean", "multi_krum", "norm_bounding"
+    ] = Field(
         "fedavg",
         description="`fedavg`: average what is sent. `fedex`: FedEx-LoRA, average plus the exact "
         "residual, which silos receive too. `svd`: average the products B A and truncate to "
-        "`lora_r`.",
+        "`lora_r`. Against hostile silos: `median` and `trimmed_mean` of each weight, "
+        "`multi_krum` (the mean of the deltas closest to others), all three unweighted; "
+        "`norm_bounding` (the average of deltas scaled down to `norm_bound`).",
+    )
+    hostile_silos: PositiveInt = Field(
+        1,
+        le=100_000,
+        description="trimmed_mean, multi_krum: as many silos may be hostile. `min_silos` must be "
+        "at least 2f + 1 (trimmed_mean, which cuts f values at each end) or 2f + 3 (multi_krum).",
+    )
+    norm_bound: PositiveFloat | None = Field(
+        None, description="norm_bounding: largest L2 norm of a delta; larger ones are scaled down."
     )
     server_optimizer: ServerOptimizerConfig = Field(default_factory=ServerOptimizerConfig)
     silo_ranks: dict[str, PositiveInt] = Field(
@@ -96,3 +115,26 @@ class FederationConfig(Section):
     engine: Literal["inprocess", "ray"] = Field(
         "inprocess", description="simulate: in this process, or Flower's Simulation Runtime."
     )
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_aggregation(self) -> "FederationConfig":
+        self.refuse_idle("aggregation", _AGGREGATION_FIELDS)
+        if self.aggregation == "norm_bounding" and self.norm_bound is None:
+            raise ValueError("`aggregation: norm_bounding` needs `norm_bound`")
+        needed = {
+            "median": 3,
+            "trimmed_mean": 2 * self.hostile_silos + 1,
+            "multi_krum": 2 * self.hostile_silos + 3,
+        }.get(self.aggregation, 0)
+        if self.min_silos < needed:
+            raise ValueError(
+                f"`aggregation: {self.aggregation}` needs `min_silos` of at least {needed} to "
+                f"outvote {self.hostile_silos} hostile, not {self.min_silos}"
+            )
+        return self
+
+
+_AGGREGATION_FIELDS = {
+    "hostile_silos": ("trimmed_mean", "multi_krum"),
+    "norm_bound": ("norm_bounding",),
+}

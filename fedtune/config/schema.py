@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from fedtune.config.adapter import AdapterConfig
 from fedtune.config.data import DataConfig
-from fedtune.config.federation import FederationConfig
+from fedtune.config.federation import NEED_SINGLE_DELTAS, FederationConfig
 from fedtune.config.model import ModelConfig
 from fedtune.config.output import OutputConfig
 from fedtune.config.privacy import PrivacyConfig
@@ -36,6 +36,21 @@ class RunConfig(Section):
     )
     output: OutputConfig = Field(default_factory=OutputConfig)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of everything.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_secure_sum_has_no_single_deltas(cls, given: Any) -> Any:
+        """Refuse, by both names, what secure aggregation would hide from a rule."""
+        federation = given.get("federation") if isinstance(given, dict) else None
+        if isinstance(federation, dict) and given.get("secure_aggregation"):
+            rule = federation.get("aggregation")
+            if rule in NEED_SINGLE_DELTAS:
+                raise ValueError(
+                    f"`federation.aggregation: {rule}` needs single deltas, which "
+                    "`secure_aggregation: true` hides from the coordinator"
+                    + (": there each silo bounds its own" if rule == "norm_bounding" else "")
+                )
+        return given
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
@@ -79,7 +94,7 @@ class RunConfig(Section):
     def _check_aggregation(self) -> None:
         """Refuse an aggregation rule that wants other adapters or another optimizer."""
         adapter, federation = self.adapter, self.federation
-        if federation.aggregation != "fedavg":
+        if federation.aggregation in ("fedex", "svd"):
             if adapter.method != "lora":
                 raise ValueError(
                     f"`federation.aggregation: {federation.aggregation}` needs "
@@ -92,8 +107,8 @@ class RunConfig(Section):
                 )
             if federation.server_optimizer.name != "none":
                 raise ValueError(
-                    f"`federation.server_optimizer` needs `federation.aggregation: fedavg`, "
-                    f"not `{federation.aggregation}`"
+                    "`federation.server_optimizer` can't be used with "
+                    f"`federation.aggregation: {federation.aggregation}`"
                 )
         if federation.silo_ranks:
             if federation.aggregation != "svd":
@@ -171,8 +186,9 @@ class RunConfig(Section):
         federation, noise = self.federation, self.privacy.server_noise
         if federation.aggregation != "fedavg":
             raise ValueError(
-                f"`privacy.mode: central` adds noise to a sum of deltas: it needs "
-                f"`federation.aggregation: fedavg`, not `{federation.aggregation}`"
+                "`privacy.mode: central` adds noise to a sum of clipped deltas, which is what it "
+                f"is counted for: it needs `federation.aggregation: fedavg`, not "
+                f"`{federation.aggregation}`"
             )
         turns = 1 / federation.fraction
         if noise != "gaussian" and abs(turns - round(turns)) > 0.01 * turns:

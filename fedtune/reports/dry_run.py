@@ -31,7 +31,7 @@ from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 
 _COPIES_TRAINING = 2  # where training began, and the delta at its end
-_COPIES_FEDERATION = 4  # and the global adapter and the sum of deltas
+_COPIES_FEDERATION = 4  # and the global adapter and the mean of deltas
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,11 @@ def outline(config: RunConfig) -> Outline:
     return Outline(config, splits, labels, base.tokenizer, task, model, train, validation, test)
 
 
-def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
-    """What is known of the run before its first step."""
+def facts(outline: Outline, *, deltas_kept: int | None = None) -> DryRun:
+    """What is known of the run before its first step.
+
+    `deltas_kept` are those that a federation's rule keeps beside their mean; None: no federation.
+    """
     config, parameters = outline.config, list(outline.model.parameters())
     lengths = outline.train.lengths().tolist()
     return DryRun(
@@ -181,7 +184,7 @@ def facts(outline: Outline, *, in_federation: bool = False) -> DryRun:
             outline.model,
             config,
             *_largest_batch(outline, lengths),
-            copies=_COPIES_FEDERATION if in_federation else _COPIES_TRAINING,
+            copies=_COPIES_TRAINING if deltas_kept is None else _COPIES_FEDERATION + deltas_kept,
         ),
         example=shown(outline.tokenizer, outline.train[0], outline.splits.train[0], outline.labels),
     )

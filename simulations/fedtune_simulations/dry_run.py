@@ -9,6 +9,7 @@ from fedtune_server.checkpoints import load_latest
 from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silos
 
 from fedtune.aggregation.fedex import most_residual_bytes
+from fedtune.aggregation.rules import deltas_kept
 from fedtune.config.schema import RunConfig
 from fedtune.data.partition import check_partition
 from fedtune.privacy.central import SiloLevel
@@ -82,7 +83,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     if isinstance(rule, SiloLevel):
         plans["coordinator"] = rule.plan
     return FederatedDryRun(
-        run=facts(found, in_federation=True),
+        run=facts(found, deltas_kept=deltas_kept(config.federation, len(asked[0]))),
         silos={name: len(rows) for name, rows in chosen.items()},
         rounds=len(rounds),
         silos_a_round=len(asked[0]),

@@ -101,6 +101,42 @@ FILES = [
     ("privacy: {mode: distributed}\n", "not in this release"),
     ("privacy: {epsilon: 1}\n", "privacy.epsilon: unknown field"),
     ("secure_aggregation: true\n", "not in this release"),
+    ("federation: {hostile_silos: 2}\n", "needs `aggregation: trimmed_mean or multi_krum`"),
+    ("federation: {norm_bound: 2.0}\n", "needs `aggregation: norm_bounding`"),
+    ("federation: {aggregation: norm_bounding}\n", "needs `norm_bound`"),
+    ("federation: {aggregation: norm_bounding, norm_bound: 0.0}\n", "greater than 0"),
+    ("federation: {aggregation: median}\n", "`min_silos` of at least 3"),
+    (
+        "federation: {aggregation: trimmed_mean, hostile_silos: 2, min_silos: 4}\n",
+        "`min_silos` of at least 5 to outvote 2 hostile, not 4",
+    ),
+    (
+        "federation: {aggregation: multi_krum, hostile_silos: 2, min_silos: 6}\n",
+        "`min_silos` of at least 7",
+    ),
+    *(
+        (
+            f"secure_aggregation: true\nfederation: {{aggregation: {rule}}}\n",
+            f"`federation.aggregation: {rule}` needs single deltas, which "
+            "`secure_aggregation: true` hides",
+        )
+        for rule in ("fedex", "svd", "median", "trimmed_mean", "multi_krum", "norm_bounding")
+    ),
+    (
+        "secure_aggregation: true\nfederation: {aggregation: norm_bounding}\n",
+        "each silo bounds its own",
+    ),
+    *(
+        (
+            "privacy: {mode: central, noise_multiplier: 1.0}\n"
+            f"federation: {{aggregation: {rule}, min_silos: 5{more}}}\n",
+            f"needs `federation.aggregation: fedavg`, not `{rule}`",
+        )
+        for rule, more in (
+            *((name, "") for name in ("median", "trimmed_mean", "multi_krum")),
+            ("norm_bounding", ", norm_bound: 1.0"),
+        )
+    ),
 ]
 
 

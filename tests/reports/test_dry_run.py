@@ -154,6 +154,27 @@ def test_memory_grows_with_what_it_should(
     assert lora["total"] == sum(v for k, v in lora.items() if k not in ("total", "unknown"))
 
 
+def test_rules_that_keep_deltas_say_so_in_the_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config_file(tmp_path, federation={"rounds": 2, "min_silos": 5})
+
+    def copies(*overrides: str) -> float:
+        told = dry(capsys, path, *overrides)["run"]["memory"]
+        return float(told["copies"] / told["adapter"])
+
+    def rule(name: str) -> str:
+        return f"federation.aggregation={name}"
+
+    plain = copies()
+    bounded = copies(rule("norm_bounding"), "federation.norm_bound=1")
+    assert bounded == plain + 1
+    assert copies(rule("trimmed_mean")) == plain + 3
+    for name in ("median", "multi_krum", "svd", "fedex"):
+        assert copies(rule(name)) == plain + 8  # all silos' deltas
+        assert copies(rule(name), "federation.fraction=0.75") == plain + 6
+
+
 def test_a_model_that_needs_real_numbers_has_unknown_activations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
