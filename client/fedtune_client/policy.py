@@ -143,8 +143,6 @@ def _privacy(policy: PrivacyPolicy, run: RunConfig) -> Iterator[str]:
         yield f"privacy.delta is {asked.delta:g}, this silo allows {policy.max_delta:g}"
     if policy.unit == "patient" and unit_of(run) == "record":
         yield "privacy.unit is record, or no column names patients: this silo protects patients"
-    if asked.ledger is not None:
-        yield "privacy.ledger names a file: where the budget is kept is the silo's business"
 
 
 def _not_among(field: str, value: str, allowed: Sequence[str]) -> Iterator[str]:

@@ -100,6 +100,17 @@ def load_splits(config: RunConfig) -> Splits:
     return splits
 
 
+def load_all(config: RunConfig) -> Splits:
+    """Every row that `config` names to train on, none held out: a silo's own in a federation.
+
+    Raises `InputError`.
+    """
+    train, bad = read_examples(config, _sources(config), keep_going=_skips(config))
+    if bad.count:
+        _log.warning("left out %s", bad)
+    return Splits(train, train.select([]), None, bad)
+
+
 def hold_out(
     config: RunConfig,
     train: ExampleSet,

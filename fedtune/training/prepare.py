@@ -38,7 +38,11 @@ class Prepared:
 
 def prepare(config: RunConfig) -> Prepared:
     """Load data and model, and attach the adapter. Raises InputError on what can't be used."""
-    splits = load_splits(config)
+    return prepare_on(config, load_splits(config))
+
+
+def prepare_on(config: RunConfig, splits: Splits) -> Prepared:
+    """As `prepare`, on rows that are read already."""
     labels = config.task.labels or splits.labels
     where = processes.device()
     dtype = base_dtype(config)

@@ -4,6 +4,8 @@ import logging
 import statistics
 from collections.abc import Sequence
 
+from fedtune_client.silo import silo_seed
+
 from fedtune.aggregation.rule import GlobalState
 from fedtune.models.adapters import without_adapter, write_state
 from fedtune.tasks.evaluation import evaluate
@@ -13,7 +15,7 @@ from fedtune.training.events import Listener as TrainingListener
 from fedtune.training.sampling import steps_for
 from fedtune.training.trainer import Trainer
 from fedtune_simulations.events import Listener, steps_of
-from fedtune_simulations.setting import EVALUATION_BATCH, Setting, silo_seed
+from fedtune_simulations.setting import EVALUATION_BATCH, Setting
 
 _log = logging.getLogger(__name__)
 

@@ -1,20 +1,18 @@
 """What a simulation loads once, and the silos that borrow it in turn."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedtune_client.app import Instruction, LocalUpdate
+from fedtune_client.silo import LocalSilo
 
 from fedtune.aggregation.rule import GlobalState
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.load import Splits
 from fedtune.data.partition import Partition, partition
-from fedtune.errors import FedtuneError, InputError, RunFailedError
+from fedtune.errors import InputError
 from fedtune.models.adapters import attach_adapter, state_spec, write_state
 from fedtune.models.residual import residual_added
 from fedtune.models.twin import bare_twin
@@ -25,7 +23,6 @@ from fedtune.tensors import Spec
 from fedtune.training.checkpoints import run_hash
 from fedtune.training.prepare import prepare as prepare_training
 from fedtune.training.private import private_steps, scores_shown
-from fedtune.training.trainer import Trainer
 from fedtune_simulations.events import Listener, steps_of
 
 EVALUATION_BATCH = 32
@@ -91,18 +88,18 @@ class SimulatedSilo:
 
     def train(self, told: Instruction) -> LocalUpdate:
         """Train as told; depends on seed, name, round and data only."""
-        setting, model = self.setting, self.setting.model_of(self.name)
-        write_state(model, told.adapter)
-        seed = silo_seed(setting.config.seed, self.name, told.round)
-        heard = steps_of(self.listener, told.round, self.name)
-        trainer = Trainer(setting.task, setting.config.training, seed=seed, listeners=heard)
-        mu = setting.config.federation.proximal_mu
-        private = setting.private.get(self.name)
-        with residual_added(model, told.residual), _own_words_only(private):
-            result = trainer.fit(model, setting.silos[self.name], proximal_mu=mu, private=private)
-        return LocalUpdate(
-            result.delta, result.examples, {} if result.loss is None else {"loss": result.loss}
+        setting = self.setting
+        silo = LocalSilo(
+            self.name,
+            setting.run_hash,
+            setting.config,
+            setting.model_of(self.name),
+            setting.task,
+            setting.silos[self.name],
+            setting.private.get(self.name),
+            steps_of(self.listener, told.round, self.name),
         )
+        return silo.train(told)
 
 
 def prepare(config: RunConfig) -> Setting:
@@ -141,25 +138,6 @@ def silos_private_steps(
         for name, chosen in silos.items()
     }
     return {name: steps for name, steps in planned.items() if steps is not None}
-
-
-@contextmanager
-def _own_words_only(private: PrivateSteps | None) -> Iterator[None]:
-    """Inside, an error that isn't fedtune's own loses its text: it may quote somebody's row."""
-    try:
-        yield
-    except FedtuneError:
-        raise
-    except Exception as error:
-        if private is None:
-            raise
-        raise RunFailedError(f"{type(error).__name__} (its text stays here)") from None
-
-
-def silo_seed(seed: int, silo: str, round_number: int) -> int:
-    """A seed for one silo's training in one round."""
-    digest = hashlib.sha256(json.dumps([seed, silo, round_number]).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def check_ranks(config: RunConfig, silos: Mapping[str, object]) -> None:

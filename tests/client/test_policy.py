@@ -52,7 +52,6 @@ def test_a_run_within_the_rules_goes_on():
         ),
         ({"privacy": {"delta": 1e-4}}, {}, "privacy.delta is 0.0001"),
         ({"privacy": {"unit": "record"}}, {}, "this silo protects patients"),
-        ({"privacy": {"ledger": "/tmp/mine"}}, {}, "privacy.ledger names a file"),
         ({"privacy": {"mode": "central"}}, {}, "privacy.mode is central, this silo allows local"),
         ({}, {"secure_aggregation": "required"}, "this silo requires it"),
         ({}, {"hours": {"begin": "20:00", "until": "06:00"}}, "it is 12:00 here"),

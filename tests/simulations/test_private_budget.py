@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedtune_simulations.setting import _own_words_only
+from fedtune_client.silo import own_words_only
 
 from fedtune.cli.main import main
 from fedtune.errors import InputError, RunFailedError
@@ -146,13 +146,13 @@ def test_the_coordinators_record_can_not_be_deleted_for_a_fresh_start(
 
 def test_an_error_on_private_rows_keeps_its_text_at_home():
     private: Any = object()
-    with pytest.raises(RunFailedError) as told, _own_words_only(private):
+    with pytest.raises(RunFailedError) as told, own_words_only(private):
         raise KeyError("Mrs Miller, HIV positive")
     assert "Miller" not in str(told.value)
     assert "KeyError" in str(told.value)
-    with pytest.raises(InputError, match="ours"), _own_words_only(private):
+    with pytest.raises(InputError, match="ours"), own_words_only(private):
         raise InputError("ours")
-    with pytest.raises(KeyError), _own_words_only(None):
+    with pytest.raises(KeyError), own_words_only(None):
         raise KeyError("no promise was made")
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from fedtune_client.app import Instruction
+from fedtune_client.silo import silo_seed
 from fedtune_server.reports import RoundReport
 from fedtune_simulations.dry_run import dry_run
 from fedtune_simulations.events import Working
-from fedtune_simulations.setting import SimulatedSilo, prepare, silo_seed
+from fedtune_simulations.setting import SimulatedSilo, prepare
 from fedtune_simulations.simulate import simulate
 from mlflow.tracking import MlflowClient
 from peft import PeftModel

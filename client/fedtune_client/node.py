@@ -1,0 +1,224 @@
+"""A hospital's node: it takes a run's settings from the coordinator, and answers by its own rules.
+
+The coordinator is not trusted. Its settings are read as a bounded, typed tree; where data, models
+and budget lie is this node's own file's to say; the policy is asked before any row is read. What a
+round's training gave is kept on disk before it is sent: asked again for the same, the node sends
+the same, and nobody is charged twice.
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from pydantic import ValidationError
+
+from fedtune.config.federation import PartitionConfig
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
+from fedtune.data.examples import ExampleSet
+from fedtune.data.load import load_all
+from fedtune.errors import FedtuneError
+from fedtune.identity.proof import prove
+from fedtune.models.base_files import base_digest
+from fedtune.training.charging import Party, charge_run
+from fedtune.training.prepare import prepare_on
+from fedtune.training.private import private_steps
+from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
+from fedtune_client.node_config import NodeConfig
+from fedtune_client.policy import BaseModelConfig, refusals
+from fedtune_client.replies import Replies
+from fedtune_client.silo import LocalSilo
+
+MAX_SETTINGS_CHARACTERS = 200_000
+_log = logging.getLogger(__name__)
+
+
+class RefusedError(FedtuneError):
+    """This silo doesn't do what it was asked to; the message says why, and may be sent."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run as the coordinator says it: checked to be a run, not yet whether it is allowed."""
+
+    run: str
+    config: RunConfig
+    base_sha256: str
+
+    @cached_property
+    def run_hash(self) -> str:
+        """What this run's messages carry."""
+        return run_hash(self.config, self.run)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that this silo takes part in, with its model and rows in memory."""
+
+    silo: LocalSilo
+    rows: ExampleSet
+    replies: Replies
+
+
+@dataclass
+class Node:
+    """The node in `folder`. It keeps the last run open, so that its next message finds it warm."""
+
+    config: NodeConfig
+    identity: Ed25519PrivateKey
+    folder: Path
+    now: Callable[[], datetime.datetime] = field(default=datetime.datetime.now)
+    _opened: Opened | None = field(default=None, init=False)
+
+    def train(self, message: Message) -> LocalUpdate:
+        """The answer to a `train` message. Raises RefusedError, ValueError and InputError."""
+        asked = read_asked(message)
+        here = self._allowed(asked)
+        opened = self._open(asked, here)
+        told = read_instruction(message, opened.silo.spec, asked.run_hash)
+        if told.round > here.federation.rounds:
+            raise RefusedError(f"round {told.round} of a run of {here.federation.rounds}")
+        kept = opened.replies.find(told)
+        if kept is not None:
+            _log.info("run %s, round %d: sent again as it was", asked.run, told.round)
+            return kept
+        self._charge(opened, told)
+        opened.replies.begin(told.round)
+        update = self._shown(opened.silo.train(told), here)
+        opened.replies.keep(told, update)
+        _log.info("run %s, round %d: trained", asked.run, told.round)
+        return update
+
+    def prove(self, message: Message) -> RecordDict:
+        """Who this node is, in answer to a `query` with a run and a fresh number."""
+        challenge = message.content.get("challenge")
+        if not isinstance(challenge, ConfigRecord):
+            raise ValueError("a query without a challenge")
+        run, nonce = challenge.get("run"), challenge.get("nonce")
+        if not isinstance(run, str) or not isinstance(nonce, str):
+            raise ValueError("a challenge without run and nonce")
+        silo = self.config.silo
+        proof = prove(self.identity, silo, run, nonce)
+        return RecordDict({"silo": ConfigRecord({"name": silo, "proof": proof})})
+
+    def _allowed(self, asked: Asked) -> RunConfig:
+        """The run as it would be here. Raises RefusedError with every rule that it breaks."""
+        base = self._base(asked.base_sha256)
+        here = self._placed(asked, base)
+        reasons = refusals(self.config.policy, here, base is not None, self.now())
+        if reasons:
+            told = "; ".join(reasons)
+            _log.warning("run %s refused by this silo's policy: %s", asked.run, told)
+            raise RefusedError(f"refused by the silo's policy: {told}")
+        return here
+
+    def _base(self, sha256: str) -> BaseModelConfig | None:
+        return next((base for base in self.config.base_models if base.sha256 == sha256), None)
+
+    def _placed(self, asked: Asked, base: BaseModelConfig | None) -> RunConfig:
+        """The run with this silo's own data, model and budget in place of the coordinator's."""
+        own = self.config.data.model_dump(exclude_unset=True)
+        if asked.config.data.label_prompt is not None:
+            own |= {"label_prompt": asked.config.data.label_prompt, "format": "text_label"}
+        tree = asked.config.model_dump(exclude={"output"})
+        tree["data"] = own
+        tree["federation"]["partition"] = PartitionConfig().model_dump()
+        if base is not None:
+            tree["model"] |= {"path": base.path, "revision": None}
+        if asked.config.privacy.mode == "local":
+            ours = self.folder / "ledger" / "budget.sqlite"
+            tree["privacy"]["ledger"] = self.config.ledger or str(ours)
+        try:
+            return RunConfig.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RefusedError(
+                f"the run doesn't go with this silo's data: {first['msg']}"
+            ) from None
+
+    def _open(self, asked: Asked, here: RunConfig) -> Opened:
+        """Rows and model of the run, read once for all its messages."""
+        if self._opened is not None and self._opened.silo.run_hash == asked.run_hash:
+            return self._opened
+        self._opened = None  # its model's memory is wanted
+        model = ModelConfig(path=here.model.path)
+        if base_digest(model) != asked.base_sha256:
+            raise RefusedError("the base model's files here are not those of its digest")
+        ready = prepare_on(here, load_all(here))
+        rows = ready.splits.train
+        silo = LocalSilo(
+            self.config.silo,
+            asked.run_hash,
+            here,
+            ready.model,
+            ready.task,
+            ready.train,
+            private_steps(here, rows, rounds=here.federation.rounds),
+        )
+        self._opened = Opened(silo, rows, Replies(self.folder / "runs" / asked.run_hash))
+        return self._opened
+
+    def _charge(self, opened: Opened, told: Instruction) -> None:
+        """The run's whole plan before its first step; a round that was begun before, again."""
+        silo, private = opened.silo, opened.silo.private
+        if private is None:
+            return
+        a_round = private.plan.steps // silo.config.federation.rounds
+        again = a_round if opened.replies.begun(told.round) else 0
+        party = Party(f"silo {silo.name}", opened.rows, private, again)
+        folder = opened.replies.folder
+        charge_run(silo.config, [party], folder=folder, run=silo.run_hash)
+
+    def _shown(self, update: LocalUpdate, here: RunConfig) -> LocalUpdate:
+        """What may leave of a round's training."""
+        policy = self.config.policy
+        metrics = update.metrics if policy.send_metrics and not here.private else {}
+        return LocalUpdate(update.delta, update.examples if policy.send_counts else 1, metrics)
+
+
+def node_app(node: Node) -> ClientApp:
+    """The node's ClientApp: it answers `query` with a proof of who it is, `train` by training."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, _: Context) -> Message:
+        return Message(node.prove(message), reply_to=message)
+
+    @app.train()
+    def train(message: Message, _: Context) -> Message:
+        return reply(message, node.train(message))
+
+    return app
+
+
+def run_hash(config: RunConfig, run: str) -> str:
+    """SHA-256 of a deployed run's settings and name: its data are nobody's to know."""
+    return hashlib.sha256(json.dumps([config.hash, run]).encode()).hexdigest()
+
+
+def read_asked(message: Message) -> Asked:
+    """Parse an untrusted run. Raises ValueError unless it is settings, a name and a digest."""
+    record: Any = message.content.get("run")
+    if not isinstance(record, ConfigRecord):
+        raise ValueError("the message says of no run")
+    texts = [record.get(name) for name in ("name", "settings", "base_sha256")]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("the run has no name, settings and base_sha256")
+    name, settings, base = (str(text) for text in texts)
+    if not 1 <= len(name) <= 200 or len(settings) > MAX_SETTINGS_CHARACTERS:
+        raise ValueError("the run's name or settings are too long")
+    try:
+        return Asked(name, RunConfig.model_validate_json(settings), base)
+    except (ValidationError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": ""}
+        field_name = ".".join(map(str, first["loc"]))
+        raise ValueError(f"the run's settings can't be used: {field_name} {first['msg']}") from None

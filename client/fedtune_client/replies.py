@@ -1,0 +1,74 @@
+"""What a node has done for a run, on its disk: rounds begun, and replies that can be sent again.
+
+A coordinator that was killed asks again for a round that it never finished. A private silo must not
+train, and spend, a second time for it.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtune.atomic import append_line, new_folder
+from fedtune.errors import InputError
+from fedtune.models.read_json import read_json
+from fedtune.tensors import TensorSet
+from fedtune.training.checkpoints import finished_folders
+from fedtune_client.app import Instruction, LocalUpdate
+
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The replies of one run in `folder`; those of the latest two rounds are kept."""
+
+    folder: Path
+
+    def begun(self, number: int) -> bool:
+        """Whether training for this round was begun before, whatever became of it."""
+        file = self.folder / "begun.jsonl"
+        if not file.exists():
+            return False
+        return any(json.loads(line)["round"] == number for line in file.read_text().splitlines())
+
+    def begin(self, number: int) -> None:
+        """Remember that training for the round begins; on disk when it returns."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        append_line(self.folder / "begun.jsonl", json.dumps({"round": number}))
+
+    def find(self, told: Instruction) -> LocalUpdate | None:
+        """The reply to exactly this instruction, if it is still kept and whole."""
+        path = self._path(told.round)
+        if not path.exists():
+            return None
+        try:
+            facts = read_json(path / "reply.json")
+            delta = TensorSet.load(path / "delta.safetensors")
+            whole = delta.digest() == facts["delta"] and facts["instruction"] == digest_of(told)
+            examples, metrics = int(facts["examples"]), dict(facts["metrics"])
+        except (InputError, KeyError, TypeError, ValueError):
+            return None
+        return LocalUpdate(delta, examples, metrics) if whole else None
+
+    def keep(self, told: Instruction, update: LocalUpdate) -> None:
+        """Write the reply, whole or not at all, before it is sent."""
+        facts = {
+            "instruction": digest_of(told),
+            "delta": update.delta.digest(),
+            "examples": update.examples,
+            "metrics": dict(update.metrics),
+        }
+        with new_folder(self._path(told.round), needed=update.delta.payload_bytes) as draft:
+            update.delta.save(draft / "delta.safetensors")
+            (draft / "reply.json").write_text(json.dumps(facts))
+        for old in finished_folders(self.folder, "round-")[:-_KEPT]:
+            shutil.rmtree(old)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"round-{number:06d}"
+
+
+def digest_of(told: Instruction) -> str:
+    """What tells two instructions of a run apart."""
+    return f"{told.round} {told.adapter.digest()} {told.residual.digest()}"

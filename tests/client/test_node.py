@@ -1,0 +1,276 @@
+"""A hospital's node, spoken to as the coordinator does: real messages, data, model and ledger."""
+
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fedtune_client.app import LocalUpdate, reply
+from fedtune_client.node import Node, RefusedError, node_app, run_hash
+from fedtune_client.node_config import NodeConfig
+from fedtune_server.messages import instruction, read_update
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.aggregation_rules import merged
+from fedtune.config.model import ModelConfig
+from fedtune.config.schema import RunConfig
+from fedtune.errors import FedtuneError
+from fedtune.identity.keys import new_identity, public_bytes
+from fedtune.identity.proof import is_proven, new_nonce
+from fedtune.identity.roster import Member
+from fedtune.models.adapters import read_state
+from fedtune.models.base_files import base_digest
+from fedtune.privacy.ledger import Ledger
+from fedtune.training.prepare import prepare
+
+EMBEDDED = base_digest(ModelConfig())
+IDENTITY = new_identity()
+OPEN: dict[str, Any] = {"modes": ["none", "local"], "max_delta": 1e-3}
+RUN: dict[str, Any] = {
+    "task": {"max_length": 48},
+    "training": {"max_steps": 2, "batch_size": 4},
+    "federation": {"rounds": 3},
+}
+PRIVATE: dict[str, Any] = {
+    "privacy": {"mode": "local", "target_epsilon": 3.0, "delta": 1e-3, "max_records_per_unit": 2}
+}
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Callable[..., Node]:
+    rows = tmp_path / "rows.jsonl"
+    lines = [
+        {"prompt": f"patient {i % 20}", "completion": f"is well {i}", "who": f"p{i % 20}"}
+        for i in range(40)
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def make(**policy: Any) -> Node:
+        config = NodeConfig.model_validate(
+            {
+                "silo": "north",
+                "consortium": "a" * 64,
+                "data": {
+                    "source": "files",
+                    "train_files": [str(rows)],
+                    "columns": {"privacy_unit": "who"},
+                },
+                "base_models": [{"path": "embedded", "sha256": EMBEDDED}],
+                "policy": {"privacy": OPEN, **policy},
+            }
+        )
+        return Node(config, IDENTITY, tmp_path / "node")
+
+    return make
+
+
+def run_of(changes: dict[str, Any]) -> RunConfig:
+    return RunConfig.model_validate(merged(RUN, changes))
+
+
+def message_of(
+    config: RunConfig, number: int = 1, run: str = "first", base: str = EMBEDDED
+) -> Message:
+    state = read_state(prepare(config).model)
+    content = instruction(state, number, run_hash(config, run))
+    content["run"] = ConfigRecord(
+        {"name": run, "settings": config.model_dump_json(), "base_sha256": base}
+    )
+    return Message(content, dst_node_id=3, message_type="train")
+
+
+def ask(node: Node, message: Message) -> LocalUpdate:
+    return node.train(message)
+
+
+def charges(node: Node) -> int:
+    path = node.folder / "ledger" / "budget.sqlite"
+    return len(list(Ledger.open(path).charges())) if path.exists() else 0
+
+
+def test_a_silo_trains_on_its_own_rows_and_answers_like_any_other(node: Callable[..., Node]):
+    config = run_of({})
+    message = message_of(config)
+    update = ask(node(send_counts=True, send_metrics=True), message)
+    assert update.examples == 40
+    assert set(update.metrics) == {"loss"}
+    spec = read_state(prepare(config).model).spec
+    vars(message.metadata).update(_message_id="m1", _src_node_id=1)
+    assert read_update(reply(message, update), spec).delta.digest() == update.delta.digest()
+
+
+def test_neither_count_nor_loss_leaves_unless_the_silo_says_so(node: Callable[..., Node]):
+    update = ask(node(), message_of(run_of({})))
+    assert (update.examples, update.metrics) == (1, {})
+    private = ask(node(send_metrics=True), message_of(run_of(PRIVATE)))
+    assert private.metrics == {}
+
+
+def test_a_run_that_breaks_the_policy_touches_no_data(
+    node: Callable[..., Node], caplog: pytest.LogCaptureFixture
+):
+    strict = node(max_steps=1, privacy={"modes": ["local"]})
+    Path(strict.config.data.train_files[0]).unlink()  # it would be missed if it were looked for
+    with pytest.raises(RefusedError) as told:
+        ask(strict, message_of(run_of({})))
+    for words in ("training.max_steps is 2, this silo allows 1", "privacy.mode is none"):
+        assert words in str(told.value)
+        assert words in caplog.text
+    assert not strict.folder.exists()
+
+
+def test_a_base_model_of_another_digest_is_refused(node: Callable[..., Node]):
+    with pytest.raises(RefusedError, match="base model is not one"):
+        ask(node(), message_of(run_of({}), base="0" * 64))
+    ours = node()
+    lying = ours.config.model_copy(
+        update={"base_models": [ours.config.base_models[0].model_copy(update={"sha256": "1" * 64})]}
+    )
+    with pytest.raises(RefusedError, match="files here are not those of its digest"):
+        ask(Node(lying, IDENTITY, ours.folder), message_of(run_of({}), base="1" * 64))
+
+
+def test_the_coordinator_s_paths_are_not_looked_at(node: Callable[..., Node], tmp_path: Path):
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    data = {"source": "files", "train_files": [str(theirs)]}
+    message = message_of(run_of({"data": data}))
+    theirs.unlink()
+    assert ask(node(), message).delta.digest() == ask(node(), message_of(run_of({}))).delta.digest()
+
+
+def test_asked_again_it_sends_the_same_and_nobody_is_charged_twice(node: Callable[..., Node]):
+    config = run_of(PRIVATE)
+    first = node()
+    update = ask(first, message_of(config))
+    assert charges(first) == 1
+    again = ask(node(), message_of(config))  # the node was started anew
+    assert again.delta.digest() == update.delta.digest()
+    assert charges(first) == 1
+    ask(node(), message_of(config, number=2))
+    assert charges(first) == 1  # the plan has all rounds
+
+
+def test_a_round_that_was_cut_is_charged_again(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+):
+    from fedtune_client.silo import LocalSilo
+
+    def killed(*_: Any) -> LocalUpdate:
+        raise KeyboardInterrupt
+
+    config, ours = run_of(PRIVATE), node()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalSilo, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ask(ours, message_of(config))
+    assert charges(ours) == 1
+    ask(node(), message_of(config))
+    assert charges(ours) == 2
+
+
+def test_a_damaged_reply_is_not_sent(node: Callable[..., Node]):
+    config, ours = run_of({}), node()
+    update = ask(ours, message_of(config))
+    (kept,) = (ours.folder / "runs").rglob("delta.safetensors")
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    assert ask(node(), message_of(config)).delta.digest() == update.delta.digest()
+
+
+def test_a_round_beyond_the_run_is_refused(node: Callable[..., Node]):
+    with pytest.raises(RefusedError, match="round 4 of a run of 3"):
+        ask(node(), message_of(run_of({}), number=4))
+
+
+def test_a_run_of_the_same_settings_and_another_name_is_another_run(node: Callable[..., Node]):
+    config, ours = run_of(PRIVATE), node()
+    ask(ours, message_of(config))
+    ask(ours, message_of(config, run="second"))
+    assert charges(ours) == 2
+    mixed = message_of(config, run="third")
+    mixed.content["run"]["name"] = "fourth"
+    with pytest.raises(ValueError, match="other settings"):
+        ask(ours, mixed)
+
+
+def test_who_it_is_is_proven_for_one_run_and_number(node: Callable[..., Node]):
+    nonce = new_nonce()
+    query = Message(
+        RecordDict({"challenge": ConfigRecord({"run": "first", "nonce": nonce})}),
+        dst_node_id=3,
+        message_type="query",
+    )
+    told = node().prove(query)["silo"]
+    member = Member(
+        silo="north", identity=public_bytes(IDENTITY).hex(), tls_key="0" * 64, flower_key="k"
+    )
+    proof = str(told["proof"])
+    assert is_proven(member, "first", nonce, proof)
+    for changed in (
+        (member, "second", nonce, proof),
+        (member, "first", new_nonce(), proof),
+        (member, "first", nonce, proof[:-2] + "00"),
+        (member, "first", nonce, "zz"),
+        (member.model_copy(update={"silo": "south"}), "first", nonce, proof),
+        (
+            member.model_copy(update={"identity": public_bytes(new_identity()).hex()}),
+            "first",
+            nonce,
+            proof,
+        ),
+    ):
+        assert not is_proven(*changed)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+_SECTIONS = st.sampled_from(sorted(RunConfig.model_fields))
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(tree=st.dictionaries(_SECTIONS, _VALUES, max_size=4))
+def test_absurd_settings_are_refused_in_words(node: Callable[..., Node], tree: dict[str, Any]):
+    content = RecordDict(
+        {"run": ConfigRecord({"name": "x", "settings": json.dumps(tree), "base_sha256": "0" * 64})}
+    )
+    message = Message(content, dst_node_id=3, message_type="train")
+    with pytest.raises((ValueError, FedtuneError)) as told:  # the base is never one of ours
+        node().train(message)
+    assert str(told.value)
+
+
+def test_the_app_answers_both_kinds_of_message(node: Callable[..., Node]):
+    app = node_app(node())
+    message = message_of(run_of({}))
+    vars(message.metadata).update(_message_id="m1", _src_node_id=1, _run_id=1)
+    context = Context(run_id=1, node_id=3, node_config={}, state=RecordDict(), run_config={})
+    assert set(app(message, context).content) == {"delta", "layout", "numbers"}
+
+
+def test_outside_its_hours_a_silo_does_not_train(node: Callable[..., Node]):
+    ours = node(hours={"begin": "20:00", "until": "06:00"})
+    ours.now = lambda: datetime.datetime(2026, 1, 5, 12, 0)
+    with pytest.raises(RefusedError, match="it is 12:00 here"):
+        ask(ours, message_of(run_of({})))
+    ours.now = lambda: datetime.datetime(2026, 1, 5, 23, 0)
+    assert ask(ours, message_of(run_of({})))
