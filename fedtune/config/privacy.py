@@ -25,7 +25,7 @@ class PrivacyConfig(Section):
         None, description="Epsilon of the whole run: noise is solved for. Or `noise_multiplier`."
     )
     noise_multiplier: PositiveFloat | None = Field(
-        None, description="Noise's standard deviation over the clipping norm."
+        None, le=1e6, description="Noise's standard deviation over the clipping norm."
     )
     delta: OpenFraction = Field(
         1e-5, description="Delta of the guarantee; less than one over the number of units."

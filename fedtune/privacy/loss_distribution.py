@@ -28,12 +28,13 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.stats import binom
 
 from fedtune.privacy.events import GaussianEvent, merged
-from fedtune.privacy.rounding import exact_part, safe_delta
+from fedtune.privacy.rounding import MOST_EPSILON, exact_part, safe_delta
 
 LIBRARY = f"dp-accounting {version('dp-accounting')}"
 
 _TOLERANCE = 1e-3  # of epsilon: what discretization may add
 _NEAR_ZERO = 1e-3  # below it, that tolerance is of this
+_LITTLE_NOISE = (2 * MOST_EPSILON) ** -0.5  # e to a single sum's loss is no double
 _BLOCK = 10_000  # steps at once: dp_accounting raises a size to the power of the count
 
 
@@ -41,13 +42,15 @@ def epsilon(events: Sequence[GaussianEvent], delta: float, guess: float) -> floa
     """Epsilon of `events` together, never below the true one and about 0.1 % above it.
 
     `guess`, another accountant's upper bound, sets the first interval; it is the answer where this
-    accountant's doubles overflow (epsilon near 700). Raises InputError where rounding would drown
+    accountant's doubles overflow. Raises InputError where rounding would drown
     `delta`.
     """
     gaussian, sampled = exact_part(events)
     if not sampled:
         return float(get_epsilon_gaussian(gaussian, delta)) * (1 + 1e-9) if gaussian else 0.0
     safe = safe_delta(events, delta)
+    if any(event.noise_multiplier < _LITTLE_NOISE for event in sampled):
+        return guess
     parts = merged([*sampled, *([GaussianEvent(1.0, gaussian)] if gaussian else [])])
     with np.errstate(over="ignore"):
         found = _settled(parts, safe, guess / (10 * sum(e.count for e in parts) ** 0.5))

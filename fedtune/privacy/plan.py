@@ -13,11 +13,15 @@ from typing import Any, Literal
 from fedtune.config.federation import FederationConfig
 from fedtune.config.privacy import PrivacyConfig
 from fedtune.errors import InputError
-from fedtune.privacy.accounting import epsilon, solve_noise
+from fedtune.privacy.accounting import Accountant, epsilon, solve_noise
 from fedtune.privacy.correlated import Correlation, best_bands
 from fedtune.privacy.events import GaussianEvent
+from fedtune.privacy.rounding import MOST_EPSILON
+from fedtune.privacy.told import rounded_up
 
 Unit = Literal["record", "patient", "silo"]
+
+_LEAST_NOISE = 1e-4  # its square and its inverse are far from where doubles end
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def plan_steps(
     """The plan for `steps` steps of about `batch` of `units` units; noise is solved for if asked.
 
     `steps` are all that the run takes on this data, over all its rounds. Raises InputError on a
-    batch or delta that doesn't fit the number of units.
+    batch or delta that doesn't fit the number of units, and on an epsilon that can't be told.
     """
     if settings.sampling != "full" and batch > units:
         raise InputError(
@@ -126,7 +130,8 @@ def plan_rounds(settings: PrivacyConfig, federation: FederationConfig, silos: in
     """The plan of `privacy.mode: central` for all rounds of a federation of `silos` silos.
 
     Fresh noise: at each round every silo is asked with the chance `federation.fraction` (Poisson).
-    Correlated noise: silos take turns. Raises InputError on a delta that doesn't fit the silos.
+    Correlated noise: silos take turns. Raises InputError on a delta that doesn't fit the silos, and
+    on an epsilon that can't be told.
     """
     _check_delta(settings, "silo", silos)
     rounds, rate, correlation = federation.rounds, federation.fraction, None
@@ -151,13 +156,43 @@ def _check_delta(settings: PrivacyConfig, unit: Unit, units: int) -> None:
 
 def _solved(plan: ExecutionPlan) -> ExecutionPlan:
     """`plan`, made with a noise multiplier of 1, with the one that the settings want."""
-    settings, event = plan.settings, plan.event()
-    noise = settings.noise_multiplier
+    settings, noise = plan.settings, plan.settings.noise_multiplier
     if noise is None:
-        assert settings.target_epsilon is not None  # noqa: S101 - the schema has seen to it
-        # the event's own multiplier is 1 over the sensitivity of correlated noise
-        noise = event.noise_multiplier**-1 * solve_noise(
-            settings.target_epsilon, settings.delta, event.sample_rate, event.count,
-            settings.accountant,
-        )  # fmt: skip
-    return dataclasses.replace(plan, noise_multiplier=noise)
+        target = settings.target_epsilon
+        assert target is not None  # noqa: S101 - the schema has seen to it
+        if target > MOST_EPSILON:
+            raise InputError(
+                f"of {target:g} promises nothing, and accountants fail there",
+                where="privacy.target_epsilon",
+                expected=f"at most {MOST_EPSILON:g}",
+            )
+        noise = _noise_for(target, plan, settings.accountant)
+    solved = dataclasses.replace(plan, noise_multiplier=noise)
+    if settings.noise_multiplier is not None:
+        _check_told(plan, solved)
+    return solved
+
+
+def _check_told(at_one: ExecutionPlan, plan: ExecutionPlan) -> None:
+    """Raise InputError on noise so little that no accountant can tell the epsilon, or the asked one
+    can't: a run would find that out when it has spent it. `at_one` is with a multiplier of 1.
+    """
+    noise, delta = plan.noise_multiplier, plan.settings.delta
+    if noise < _LEAST_NOISE or epsilon([plan.event()], delta, "rdp") > MOST_EPSILON:
+        least = rounded_up(_noise_for(MOST_EPSILON, at_one, "rdp"))
+        raise InputError(
+            f"noise of {noise:g} gives an epsilon above {MOST_EPSILON:g}, where accountants fail "
+            "and nothing is promised",
+            where="privacy.noise_multiplier",
+            expected=f"at least {least}; much more for a promise that means something",
+        )
+    plan.epsilon()
+
+
+def _noise_for(target: float, at_one: ExecutionPlan, accountant: Accountant) -> float:
+    """The least noise multiplier that keeps to `target`; `at_one` is the plan with one of 1."""
+    event = at_one.event()
+    # the event's own multiplier is 1 over the sensitivity of correlated noise
+    return event.noise_multiplier**-1 * solve_noise(
+        target, at_one.settings.delta, event.sample_rate, event.count, accountant
+    )

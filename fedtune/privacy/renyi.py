@@ -12,7 +12,7 @@ from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from fedtune.errors import InputError
 from fedtune.privacy.events import GaussianEvent, merged
-from fedtune.privacy.rounding import exact_part, lost, safe_delta
+from fedtune.privacy.rounding import MOST_EPSILON, exact_part, lost, safe_delta
 
 LIBRARY = f"opacus {version('opacus')}"
 
@@ -73,7 +73,7 @@ def prv_epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
     widest = rdp_epsilon(parts, loss / 4) + 3
     mesh = (sum(e.count for e in parts) * math.log(12 / loss) / 2) ** 0.5
     least = 2 * widest * mesh / _MAX_GRID
-    if not (widest < 700 and least < 0.1):
+    if not (widest < MOST_EPSILON and least < 0.1):
         raise _beyond(f"its grid would have to hold losses up to {widest:.3g}")
     first = _prv_upper(parts, delta, loss, max(0.01, least))
     finer = max(0.01 * first, least)

@@ -1,9 +1,15 @@
-"""What doubles can tell of a delta: convolving `count` distributions loses that many roundings."""
+"""What doubles can tell of a delta and of an epsilon.
+
+Convolving `count` distributions loses that many roundings of delta.
+"""
 
 from collections.abc import Sequence
 
 from fedtune.errors import InputError
 from fedtune.privacy.events import GaussianEvent, merged
+
+MOST_EPSILON = 700.0
+"""What a run may plan for: e to the power of much more is no double, and no promise either."""
 
 _ROUNDING = 1e-15  # of mass, a composed step: the transform's error at low frequencies
 

@@ -1,6 +1,7 @@
 """`fedtune privacy plan` by its command line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,10 @@ def test_settings_that_look_private_and_are_not(
         (["--batch", "9", "--steps", "9", "--noise-multiplier", "1"], "--units"),
         ([*NOISY[2:], "--accountant", "gdp"], "privacy.accountant"),
         ([*NOISY[2:], "--delta", "1e-14"], "privacy.delta"),
+        (
+            ["--units", "100", "--batch", "100", "--steps", "10", "--noise-multiplier", "0.001"],
+            "privacy.noise_multiplier: noise of 0.001 gives an epsilon above 700",
+        ),
         ([*NOISY[2:], "--accountant", "rdp", "--plot", "x.gif"], "--plot"),
         ([*NOISY[2:], "--accountant", "rdp", "--plot", "/nowhere/x.png"], "--plot"),
         ([*NOISY[2:], "privacy.clippin=adaptive"], "clipping"),
@@ -178,6 +183,20 @@ def test_bad_input_is_one_message(
     assert err.count("fedtune: ") == 1
     assert says in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_the_noise_that_a_refusal_names_would_do(
+    accountant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["privacy", "plan", "--units", "100", "--batch", "10", "--steps", "10"]
+    argv += ["--delta", "1e-3", "--accountant", accountant, "--noise-multiplier"]
+    assert main([*argv, "0.001"]) == 2
+    least = re.search(r"expected: at least ([\d.]+);", capsys.readouterr().err)
+    assert least is not None
+    found = told([*argv, least[1]], capsys)
+    assert 100 < found["epsilon"][0]["epsilon"] <= 700
+    assert main([*argv, str(float(least[1]) * 0.99)]) == 2
 
 
 def test_the_plot(tmp_path: Path) -> None:

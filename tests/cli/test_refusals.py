@@ -543,6 +543,36 @@ CASES = [
         for value in ("nan", ".nan", ".inf")
     ),
     Case(
+        "noise so little that its epsilon can't be told",
+        ("privacy.noise_multiplier: noise of 0.001", "above 700", "expected: at least 0.0"),
+        settings=(*PRIVATE, "privacy.noise_multiplier=0.001"),
+    ),
+    Case(
+        "noise so little that its square is no number",
+        ("privacy.noise_multiplier: noise of 1e-200", "above 700", "expected: at least 0.0"),
+        settings=(*PRIVATE, "privacy.noise_multiplier=1e-200"),
+    ),
+    Case(
+        "noise on silos' sum so little that its epsilon can't be told",
+        ("privacy.noise_multiplier: noise of 0.01", "above 700", "expected: at least 0.0"),
+        settings=("privacy.mode=central", "privacy.noise_multiplier=0.01", "privacy.delta=0.001"),
+        verbs=("simulate",),
+    ),
+    Case(
+        "an epsilon that the chosen accountant can't tell",
+        ("privacy.accountant: the prv accountant can't count this",),
+        settings=(*PRIVATE, "privacy.noise_multiplier=2000", "privacy.accountant=prv"),
+    ),
+    Case(
+        "a target that is more than an epsilon can be",
+        ("privacy.target_epsilon: of 1e+06", "expected: at most 700"),
+        settings=(
+            "privacy.mode=local",
+            "privacy.target_epsilon=1e6",
+            "privacy.delta=0.001",
+        ),
+    ),
+    Case(
         "a privacy mode of another release",
         ("privacy.mode", "not in this release"),
         settings=("privacy.mode=distributed",),
@@ -580,6 +610,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "work"
     folder.mkdir()
+    monkeypatch.setenv("FEDTUNE_LEDGER", str(folder / "ledger.sqlite"))  # a charge is a file more
     monkeypatch.chdir(folder)
     return folder
 

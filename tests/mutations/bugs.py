@@ -11,6 +11,7 @@ _SAMPLING, _PLAN, _GRADS = "test_sampling.py", "test_plan.py", "test_per_example
 _CENTRAL, _LEDGER, _PEOPLE = "test_central.py", "test_ledger.py", "test_fingerprints.py"
 _PLACES = "tests/data/test_placement.py"
 _ACCOUNTS, _CORRELATED = "test_accounting.py", "test_correlated.py"
+_REFUSED = "test_a_fault_is_refused_by_the_run_and_by_its_dry_run"
 _RUNS = "tests/cli/test_private_budget.py"
 _FEDERATIONS = "tests/simulations/test_private_budget.py"
 
@@ -481,6 +482,15 @@ BUGS = [
         "event.count",
         _PLAN,
         "test_equal_events_are_counted_together_and_none_is_lost",
+    ),
+    _bug(
+        "an epsilon that no accountant can tell is spent",
+        "folklore: noise of next to nothing, and the accountant fails when all is trained",
+        "privacy/plan",
+        'if noise < _LEAST_NOISE or epsilon([plan.event()], delta, "rdp") > MOST_EPSILON:',
+        "if False:",
+        "tests/cli/test_refusals.py",
+        f"{_REFUSED}[noise so little that its epsilon can't be told]",
     ),
     _bug(
         "a delta that publishes somebody whole",
