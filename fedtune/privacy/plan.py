@@ -89,6 +89,16 @@ class ExecutionPlan:
         moved = self.correlation.sensitivity(released)
         return GaussianEvent(1.0, self.noise_multiplier / moved, 1)
 
+    def steps_of(self, events: Sequence[GaussianEvent]) -> int:
+        """The steps that `events`, each made by `event`, stand for; not of correlated noise.
+
+        An event of shuffled batches counts passes, the last of which may be a part of one.
+        """
+        sums = sum(event.count for event in events)
+        if self.settings.sampling != "shuffle":
+            return sums
+        return min(sums * math.ceil(1 / self.sample_rate), self.steps)
+
     def epsilon(self) -> float:
         """Epsilon of the whole plan at the settings' delta, by the settings' accountant."""
         return epsilon([self.event()], self.settings.delta, self.settings.accountant)

@@ -70,19 +70,20 @@ def _party(name: str, party: Mapping[str, Any], delta: float) -> str:
     bound = party["contribution"]
     rows = (
         f" (the {bound['unit_reduction']} of the gradients of at most "
-        f"{bound['max_records_per_unit']} rows)"
+        f"{_counted(bound['max_records_per_unit'], 'row')})"
         if bound
         else ""
     )
     noise = party["mechanism"].replace("gaussian", "Gaussian", 1)
     return (
-        f"**{name}**: {party['units']:,} {party['unit']}s. "
+        f"**{name}**: {_counted(party['units'], party['unit'])}. "
         f"{_first_upper(_SAMPLING[party['sampling']].format(**party))}, "
         f"{party['expected_batch']:.4g} expected. What one {party['unit']} adds{rows} is clipped "
         f"{clipping}. {noise} noise of multiplier {rounded_down(party['noise_multiplier'])} is "
         f"counted; the sum itself has {rounded_down(party['sum_noise_multiplier'])} times the "
-        f"clipping norm. {party['steps_released']:,} noisy sums were released "
-        f"({party['steps_planned']:,} were planned): epsilon {rounded_up(party['epsilon'])} at "
+        f"clipping norm. {_counted(party['steps_released'], 'noisy sum')} "
+        f"{_were(party['steps_released'])} released ({party['steps_planned']:,} "
+        f"{_were(party['steps_planned'])} planned): epsilon {rounded_up(party['epsilon'])} at "
         f"delta {delta:g} by {party['accountant']['name']} ({party['accountant']['library']}). "
         f"{_second(party)} {_ledger(party['ledger'])}"
     )
@@ -99,6 +100,14 @@ def _ledger(ledger: Mapping[str, Any] | None) -> str:
         f"{rounded_up(after['rdp'])} by rdp{allowed} at delta {ledger['delta']:g} (row of hash "
         f"`{ledger['hash']}`)."
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _first_upper(text: str) -> str:

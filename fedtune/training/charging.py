@@ -47,7 +47,7 @@ class Charged:
 
     def done(self, private: PrivateSteps) -> Done:
         """What the statement tells: everything that was charged counts as released."""
-        steps = sum(event.count for event in self.events)
+        steps = private.plan.steps_of(self.events)
         return Done(private.plan, self.events, steps, self.charges[-1])
 
 

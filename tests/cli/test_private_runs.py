@@ -249,6 +249,24 @@ def test_patients_need_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        (1, "1 noisy sum was released (1 was planned)"),
+        (3, "3 noisy sums were released (3 were planned)"),
+    ],
+)
+def test_sums_of_shuffled_passes_are_counted_one_by_one(steps: int, says: str, tmp_path: Path):
+    shuffled = {"sampling": "shuffle"}
+    assert main(arguments(tmp_path / "run", f"training.max_steps={steps}", privacy=shuffled)) == 0
+    told = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    party = told["parties"]["run"]
+    assert (party["steps_planned"], party["steps_released"]) == (steps, steps)
+    # of a pass, which a unit is once in
+    assert party["events"] == [{"sample_rate": 1.0, "noise_multiplier": 1.0, "count": 1}]
+    assert says in (tmp_path / "run" / "privacy.md").read_text()
+
+
 def test_a_pass_that_was_cut_can_not_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     given = arguments(tmp_path / "run", "training.max_steps=1", privacy={"sampling": "shuffle"})
     assert main(given) == 0

@@ -493,6 +493,15 @@ BUGS = [
         f"{_REFUSED}[noise so little that its epsilon can't be told]",
     ),
     _bug(
+        "fewer sums are told than were released",
+        "folklore: passes told as steps",
+        "privacy/plan",
+        "return min(sums * math.ceil(1 / self.sample_rate), self.steps)",
+        "return sums",
+        "tests/cli/test_private_runs.py",
+        "test_sums_of_shuffled_passes_are_counted_one_by_one",
+    ),
+    _bug(
         "a delta that publishes somebody whole",
         "LeakPro pull request 431",
         "privacy/plan",
