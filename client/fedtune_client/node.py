@@ -7,14 +7,12 @@ the same, and nobody is charged twice.
 """
 
 import datetime
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -23,10 +21,11 @@ from pydantic import ValidationError
 
 from fedtune.config.federation import PartitionConfig
 from fedtune.config.model import ModelConfig
+from fedtune.config.published import deployed_hash
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.load import load_all
-from fedtune.errors import FedtuneError
+from fedtune.errors import FedtuneError, InputError
 from fedtune.identity.proof import prove
 from fedtune.models.base_files import base_digest
 from fedtune.training.charging import Party, charge_run
@@ -39,6 +38,7 @@ from fedtune_client.replies import Replies
 from fedtune_client.silo import LocalSilo
 
 MAX_SETTINGS_CHARACTERS = 200_000
+_Read = TypeVar("_Read")
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +57,7 @@ class Asked:
     @cached_property
     def run_hash(self) -> str:
         """What this run's messages carry."""
-        return run_hash(self.config, self.run)
+        return deployed_hash(self.config, self.run)
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Node:
     _opened: Opened | None = field(default=None, init=False)
 
     def train(self, message: Message) -> LocalUpdate:
-        """The answer to a `train` message. Raises RefusedError, ValueError and InputError."""
-        asked = read_asked(message)
+        """The answer to a `train` message. Raises RefusedError, whose words may be sent."""
+        asked = _usable(lambda: read_asked(message))
         here = self._allowed(asked)
         opened = self._open(asked, here)
-        told = read_instruction(message, opened.silo.spec, asked.run_hash)
+        told = _usable(lambda: read_instruction(message, opened.silo.spec, asked.run_hash))
         if told.round > here.federation.rounds:
             raise RefusedError(f"round {told.round} of a run of {here.federation.rounds}")
         kept = opened.replies.find(told)
@@ -93,7 +93,7 @@ class Node:
             return kept
         self._charge(opened, told)
         opened.replies.begin(told.round)
-        update = self._shown(opened.silo.train(told), here)
+        update = self._shown(opened.silo.train(told))
         opened.replies.keep(told, update)
         _log.info("run %s, round %d: trained", asked.run, told.round)
         return update
@@ -102,12 +102,12 @@ class Node:
         """Who this node is, in answer to a `query` with a run and a fresh number."""
         challenge = message.content.get("challenge")
         if not isinstance(challenge, ConfigRecord):
-            raise ValueError("a query without a challenge")
+            raise RefusedError("a query without a challenge")
         run, nonce = challenge.get("run"), challenge.get("nonce")
         if not isinstance(run, str) or not isinstance(nonce, str):
-            raise ValueError("a challenge without run and nonce")
+            raise RefusedError("a challenge without run and nonce")
         silo = self.config.silo
-        proof = prove(self.identity, silo, run, nonce)
+        proof = _usable(lambda: prove(self.identity, silo, run, nonce))
         return RecordDict({"silo": ConfigRecord({"name": silo, "proof": proof})})
 
     def _allowed(self, asked: Asked) -> RunConfig:
@@ -176,12 +176,16 @@ class Node:
         again = a_round if opened.replies.begun(told.round) else 0
         party = Party(f"silo {silo.name}", opened.rows, private, again)
         folder = opened.replies.folder
-        charge_run(silo.config, [party], folder=folder, run=silo.run_hash)
+        try:
+            charge_run(silo.config, [party], folder=folder, run=silo.run_hash)
+        except InputError as error:
+            _log.warning("refused: %s", error)
+            raise RefusedError("the silo's privacy budget does not allow it") from None
 
-    def _shown(self, update: LocalUpdate, here: RunConfig) -> LocalUpdate:
+    def _shown(self, update: LocalUpdate) -> LocalUpdate:
         """What may leave of a round's training."""
         policy = self.config.policy
-        metrics = update.metrics if policy.send_metrics and not here.private else {}
+        metrics = update.metrics if policy.send_metrics else {}  # private steps give none
         return LocalUpdate(update.delta, update.examples if policy.send_counts else 1, metrics)
 
 
@@ -200,9 +204,12 @@ def node_app(node: Node) -> ClientApp:
     return app
 
 
-def run_hash(config: RunConfig, run: str) -> str:
-    """SHA-256 of a deployed run's settings and name: its data are nobody's to know."""
-    return hashlib.sha256(json.dumps([config.hash, run]).encode()).hexdigest()
+def _usable(read: Callable[[], _Read]) -> _Read:
+    """What was read of a message; a RefusedError of what was wrong with it."""
+    try:
+        return read()
+    except ValueError as error:
+        raise RefusedError(f"the message can't be used: {error}") from None
 
 
 def read_asked(message: Message) -> Asked:

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator
 
 from fedtune.config.data import DataConfig
 from fedtune.config.load import load_settings
+from fedtune.config.model import ModelConfig
 from fedtune.config.section import Section
+from fedtune.errors import InputError
 from fedtune.identity.roster import SiloName
+from fedtune.models.base_files import base_digest
 from fedtune_client.policy import BaseModelConfig, PolicyConfig
 
 NODE_FILE = "node.yaml"
@@ -18,8 +21,9 @@ class NodeConfig(Section):
     """All that a node is told by its own people."""
 
     silo: SiloName = Field(description="This silo's name in the federation.")
-    consortium: Annotated[str, Field(pattern=r"^[0-9a-fA-F ]{64,79}$")] = Field(
-        description="Fingerprint of the consortium's key, as its people told it."
+    consortium: Annotated[str, StringConstraints(strip_whitespace=True)] = Field(
+        pattern=r"^([0-9a-fA-F]{4} ?){16}$",
+        description="Fingerprint of the consortium's key, as its people told it.",
     )
     data: DataConfig = Field(description="This silo's rows; as `data` of a run.")
     base_models: list[BaseModelConfig] = Field(
@@ -28,9 +32,6 @@ class NodeConfig(Section):
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     ledger: str | None = Field(
         None, description="Budget ledger; null: `ledger/budget.sqlite` in the node's folder."
-    )
-    heartbeat_seconds: PositiveFloat = Field(
-        30.0, description="How often the node says that it is there."
     )
 
     @field_validator("data")
@@ -44,3 +45,19 @@ class NodeConfig(Section):
 def load_node(folder: Path) -> NodeConfig:
     """The settings of the node in `folder`. Raises InputError."""
     return load_settings(folder / NODE_FILE, NodeConfig)
+
+
+def new_config(silo: str, consortium: str, data: list[str]) -> NodeConfig:
+    """Settings to begin with: these files, the embedded base model, the strictest policy."""
+    tree = {
+        "silo": silo,
+        "consortium": consortium,
+        "data": {"source": "files", "train_files": data},
+        "base_models": [{"path": "embedded", "sha256": base_digest(ModelConfig())}],
+    }
+    try:
+        return NodeConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(str(first["msg"]), where=f"--{where}") from None

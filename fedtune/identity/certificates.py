@@ -46,6 +46,17 @@ def server_certificate(
     return builder.add_extension(names, critical=False).sign(authority_key, hashes.SHA256())
 
 
+def self_signed(
+    key: ec.EllipticCurvePrivateKey, hosts: Sequence[str], *, days: int = CERTIFICATE_DAYS
+) -> x509.Certificate:
+    """A certificate that vouches for itself: for one machine's talk with itself."""
+    subject = _name(hosts[0])
+    builder = _builder(subject, subject, key.public_key(), days)
+    builder = _leaf(builder, key, ExtendedKeyUsageOID.SERVER_AUTH)
+    names = x509.SubjectAlternativeName([_alternative(host) for host in hosts])
+    return builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+
+
 def signing_request(key: ec.EllipticCurvePrivateKey, silo: str) -> x509.CertificateSigningRequest:
     """A silo's request for a client certificate in its name, signed with the certificate's key."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(silo))

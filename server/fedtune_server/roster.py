@@ -1,7 +1,7 @@
 """Which Flower node is which silo: each node is asked for its name, until a deadline."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -19,11 +19,14 @@ def find_silos(
     min_silos: int,
     timeout_seconds: float,
     poll_seconds: float,
+    question: RecordDict | None = None,
+    name_of: Callable[[Message], str | None] | None = None,
 ) -> dict[str, int]:
     """The node of each silo in `wanted`, as soon as all have answered or at the deadline.
 
-    A node that names no silo, or one that isn't wanted, is left out. Raises RunFailedError when
-    two nodes give the same name, or fewer than `min_silos` are there at the deadline.
+    Each is sent `question`, and `name_of` reads an untrusted reply to it (left out: who it says it
+    is). A node that names no silo, or one that isn't wanted, is left out. Raises RunFailedError
+    when two nodes give the same name, or fewer than `min_silos` are there at the deadline.
     """
     deadline = time.monotonic() + timeout_seconds
     asked: dict[str, int] = {}
@@ -35,7 +38,7 @@ def find_silos(
         fresh = [node for node in grid.get_node_ids() if node not in seen]
         seen.update(fresh)
         for node in fresh:
-            pushed = grid.push_messages([_question(node, timeout_seconds)])
+            pushed = grid.push_messages([_question(node, question, timeout_seconds)])
             identifier = next(iter(pushed), None)
             if not identifier:  # Flower took no message; it is asked again while it is there
                 seen.discard(node)
@@ -45,7 +48,7 @@ def find_silos(
             asked[str(identifier)] = node
         for reply in grid.pull_messages(list(asked)) if asked else ():
             node = asked.pop(str(reply.metadata.reply_to_message_id))
-            name = _name(reply)
+            name = (name_of or _name)(reply)
             if name in found:
                 raise RunFailedError(f"two nodes say that they are the silo `{name}`")
             if name is not None and name in wanted:
@@ -62,8 +65,8 @@ def find_silos(
     return dict(sorted(found.items()))
 
 
-def _question(node: int, timeout_seconds: float) -> Message:
-    return Message(RecordDict(), node, "query", ttl=timeout_seconds + _KEPT_SECONDS)
+def _question(node: int, content: RecordDict | None, timeout_seconds: float) -> Message:
+    return Message(content or RecordDict(), node, "query", ttl=timeout_seconds + _KEPT_SECONDS)
 
 
 def _name(reply: Message) -> str | None:

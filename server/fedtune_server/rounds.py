@@ -7,11 +7,12 @@ the one reply in hand (more for rules that keep factors or moments).
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedtune.aggregation.rule import Fold, GlobalState, Rule
@@ -29,13 +30,17 @@ Evaluate = Callable[[GlobalState], dict[str, float]]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Who takes part and what identifies the run. `nodes` maps silo names to Flower node ids."""
+    """Who takes part and what identifies the run. `nodes` maps silo names to Flower node ids.
+
+    `said` goes with every instruction, beside what the round itself needs.
+    """
 
     nodes: Mapping[str, int]
     federation: FederationConfig
     seed: int
     run_hash: str
     poll_seconds: float = 1.0
+    said: Mapping[str, ConfigRecord] = field(default_factory=dict)
 
 
 def run_rounds(
@@ -141,6 +146,8 @@ def _publish(
         if group not in made:
             received = rule.received_by(group, state)
             content = instruction(received, number, plan.run_hash, state.residual)
+            for name, record in plan.said.items():
+                content[name] = record
             made[group] = content, received.spec
             if received is state.adapter:
                 published = dataclasses.replace(state, adapter=tensors_in(content, received.spec))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from fedtune_server.checkpoints import load_latest
 from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silos
+from fedtune_server.rules import rule_of
 
 from fedtune.aggregation.fedex import most_residual_bytes
 from fedtune.aggregation.rules import deltas_kept
@@ -20,7 +21,7 @@ from fedtune.training.run_folder import PARTITION, check_folder, check_local_sta
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks, silos_of, silos_private_steps
-from fedtune_simulations.simulate import check_available, rule_of
+from fedtune_simulations.simulate import check_available
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from fedtune_server.checkpoints import latest_round, load_latest
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
+from fedtune_server.rules import rule_of
 from flwr.serverapp import Grid
 
 from fedtune.aggregation.rule import GlobalState, Rule
-from fedtune.aggregation.rules import build_rule
 from fedtune.atomic import append_line, write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
@@ -22,7 +22,7 @@ from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.read_json import read_json
 from fedtune.models.residual import folded
-from fedtune.privacy.central import SiloLevel, build_central
+from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
 from fedtune.tensors import TensorSet
@@ -178,13 +178,6 @@ def _check_record(rule: Rule, out: Path) -> None:
                 where=record,
                 mend="put it back, or set another `output.dir` for a run of its own",
             )
-
-
-def rule_of(config: RunConfig, silos: int, checkpoints: Path) -> Rule:
-    """The rule of a federation of so many silos. Raises InputError on a promise it can't keep."""
-    if config.privacy.mode == "central":
-        return build_central(config, silos, checkpoints=checkpoints)
-    return build_rule(config)
 
 
 def check_available(config: RunConfig, *, resume: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fedtune_client.app import LocalUpdate, reply
-from fedtune_client.node import Node, RefusedError, node_app, run_hash
+from fedtune_client.node import Node, RefusedError, node_app
 from fedtune_client.node_config import NodeConfig
 from fedtune_server.messages import instruction, read_update
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from benchmarks.aggregation_rules import merged
 from fedtune.config.model import ModelConfig
+from fedtune.config.published import deployed_hash
 from fedtune.config.schema import RunConfig
-from fedtune.errors import FedtuneError
 from fedtune.identity.keys import new_identity, public_bytes
 from fedtune.identity.proof import is_proven, new_nonce
 from fedtune.identity.roster import Member
@@ -83,7 +83,7 @@ def message_of(
     config: RunConfig, number: int = 1, run: str = "first", base: str = EMBEDDED
 ) -> Message:
     state = read_state(prepare(config).model)
-    content = instruction(state, number, run_hash(config, run))
+    content = instruction(state, number, deployed_hash(config, run))
     content["run"] = ConfigRecord(
         {"name": run, "settings": config.model_dump_json(), "base_sha256": base}
     )
@@ -202,7 +202,7 @@ def test_a_run_of_the_same_settings_and_another_name_is_another_run(node: Callab
     assert charges(ours) == 2
     mixed = message_of(config, run="third")
     mixed.content["run"]["name"] = "fourth"
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(RefusedError, match="other settings"):
         ask(ours, mixed)
 
 
@@ -254,7 +254,7 @@ def test_absurd_settings_are_refused_in_words(node: Callable[..., Node], tree: d
         {"run": ConfigRecord({"name": "x", "settings": json.dumps(tree), "base_sha256": "0" * 64})}
     )
     message = Message(content, dst_node_id=3, message_type="train")
-    with pytest.raises((ValueError, FedtuneError)) as told:  # the base is never one of ours
+    with pytest.raises(RefusedError) as told:  # the base is never one of ours
         node().train(message)
     assert str(told.value)
 

@@ -1,0 +1,67 @@
+"""A node's folder: made, let in, and looked at.
+
+node.yaml        what the hospital sets: data, base models, policy
+keys/            identity.pem, tls.pem, flower.pem; mode 0600, never sent
+request.json     what to send to the coordinator
+admission.json   what came back
+roster.json      the newest roster that was seen
+runs/  ledger/  logs/
+"""
+
+from pathlib import Path
+
+from fedtune.atomic import write_text
+from fedtune.config.load import save_config
+from fedtune.errors import InputError
+from fedtune.identity import enrolment, roster
+from fedtune.identity.keys import fingerprint, load_keys, new_keys, public_bytes
+from fedtune_client.node_config import NODE_FILE, NodeConfig, load_node
+
+
+def init(folder: Path, config: NodeConfig) -> str:
+    """Make a node's folder with its keys and its request; give its identity's fingerprint.
+
+    Raises InputError if there is something in it.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError("is not empty", where=folder, mend="name a new folder")
+    keys = new_keys(folder / "keys")
+    write_text(folder / "request.json", enrolment.new_request(config.silo, keys))
+    save_config(config, folder / NODE_FILE)
+    return fingerprint(public_bytes(keys.identity))
+
+
+def join(folder: Path, admission: Path) -> roster.Roster:
+    """Take the coordinator's answer. Raises InputError unless the pinned consortium gave it."""
+    config = load_node(folder)
+    keys = load_keys(folder / "keys")
+    try:
+        text = admission.read_text(encoding="utf-8")
+        given, listed = enrolment.read_admission(text, config.consortium, config.silo, keys)
+    except FileNotFoundError:
+        raise InputError("no such file", where=admission, expected="an admission") from None
+    except (OSError, ValueError) as error:
+        raise InputError(str(error), where=admission, expected="this node's admission") from None
+    write_text(folder / "certificates" / "authority.crt", given.authority)
+    write_text(folder / "certificates" / "node.crt", given.certificate)
+    write_text(folder / "roster.json", given.roster)
+    write_text(folder / "admission.json", text)
+    return listed
+
+
+def admission_of(folder: Path) -> enrolment.Admission:
+    """What the node was let in with. Raises InputError before it was."""
+    config, file = load_node(folder), folder / "admission.json"
+    if not file.exists():
+        raise InputError(
+            "this node was not let in yet",
+            where=folder,
+            mend=f"send {folder / 'request.json'} to the coordinator, then: "
+            f"fedtune client join {folder} ADMISSION.json",
+        )
+    try:
+        text = file.read_text(encoding="utf-8")
+        keys = load_keys(folder / "keys")
+        return enrolment.read_admission(text, config.consortium, config.silo, keys)[0]
+    except (OSError, ValueError) as error:
+        raise InputError(str(error), where=file) from None

@@ -1,0 +1,75 @@
+"""`fedtune client`: a hospital's node, for its IT department."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="A silo's node in a federation.", no_args_is_help=True)
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.")]
+
+
+@app.command()
+def init(
+    folder: _Folder,
+    silo: Annotated[str, typer.Option(help="This silo's name: letters, digits and `._-`.")],
+    consortium: Annotated[
+        str, typer.Option(help="Fingerprint of the consortium, as its people told it.")
+    ],
+    data: Annotated[list[str], typer.Option(help="File of rows; may be repeated.")],
+) -> None:
+    """Make this node's keys, its settings to look through, and its request to join.
+
+    Example: fedtune client init node --silo north --consortium "9f2c ..." --data notes.jsonl
+    """
+    from fedtune_client.joining import init as make
+    from fedtune_client.node_config import new_config
+
+    said = make(folder, new_config(silo, consortium, data))
+    print(f"made {folder}; look through {folder / 'node.yaml'}: data, columns, policy")
+    print(f"send {folder / 'request.json'} to the coordinator")
+    print(f"and tell its people this silo's fingerprint by another way: {said}")
+
+
+@app.command()
+def join(
+    folder: _Folder,
+    admission: Annotated[Path, typer.Argument(metavar="ADMISSION.json", help="What came back.")],
+) -> None:
+    """Take the coordinator's answer, if the consortium with the right fingerprint gave it.
+
+    Example: fedtune client join node north.json
+    """
+    from fedtune_client.joining import join as take
+
+    listed = take(folder, admission)
+    names = ", ".join(member.silo for member in listed.members if not member.revoked)
+    print(f"let in; version {listed.version} of the roster: {names}")
+
+
+@app.command()
+def start(folder: _Folder) -> None:
+    """Take part until Ctrl-C or SIGTERM.
+
+    Example: fedtune client start node
+    """
+    from fedtune_client.running import start as work
+
+    from fedtune.cli.serving import until_stopped
+
+    with until_stopped(folder / "logs" / "node.log") as stop:
+        work(folder, stop)
+
+
+@app.command()
+def digest(
+    path: Annotated[str, typer.Argument(help="`embedded` or a base model's folder.")],
+) -> None:
+    """Print the digest by which a policy names a base model.
+
+    Example: fedtune client digest embedded
+    """
+    from fedtune.config.model import ModelConfig
+    from fedtune.models.base_files import base_digest
+
+    print(base_digest(ModelConfig(path=path)))

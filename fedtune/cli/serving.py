@@ -1,0 +1,45 @@
+"""What `start` commands share: a log in a file and on stderr, and an orderly end."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+_LOG_BYTES, _LOGS_KEPT = 10 * 2**20, 5
+_FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextmanager
+def until_stopped(log: Path) -> Iterator[threading.Event]:
+    """Gives an event that Ctrl-C and SIGTERM set; logs of fedtune go to `log` and stderr."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [
+        RotatingFileHandler(log, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT),
+        logging.StreamHandler(sys.stderr),
+    ]
+    loggers = [logging.getLogger(name) for name in ("fedtune", "fedtune_server", "fedtune_client")]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(_FORM))
+        for logger in loggers:
+            logger.addHandler(handler)
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield stop
+    finally:
+        for handler in handlers:
+            for logger in loggers:
+                logger.removeHandler(handler)
+            handler.close()
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,55 @@
+"""Child processes that are kept alive."""
+
+import logging
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_ENDING_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Kept:
+    """A child process that is started again when it ends, later and later if it ends at once."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _pause_seconds: float = field(default=1.0, init=False)
+    _began: float = field(default=0.0, init=False)
+
+    def check(self) -> None:
+        """Start it if it doesn't run and its pause is over."""
+        now = time.monotonic()
+        if self._process is not None and self._process.poll() is None:
+            if now - self._began > _LONGEST_PAUSE_SECONDS:
+                self._pause_seconds = 1.0
+            return
+        if self._process is not None:
+            if now - self._began < self._pause_seconds:
+                return
+            _log.error("%s ended with %s; started again", self.name, self._process.returncode)
+            self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                list(self.command), stdout=out, stderr=out, env=dict(self.environment)
+            )
+        self._began = now
+
+    def stop(self) -> None:
+        """End it, by force if it won't."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,59 @@
+"""An aiohttp application that answers in a thread of its own."""
+
+import asyncio
+import ssl
+import threading
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+_STARTING_SECONDS = 30.0
+_ENDING_SECONDS = 15.0
+
+
+@dataclass
+class Served:
+    """An application that answers at `host`:`port` (0: any free one) until `stop`."""
+
+    application: web.Application
+    host: str
+    port: int = 0
+    tls: ssl.SSLContext | None = None
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def start(self) -> int:
+        """Answer from now on; gives the port. Raises OSError when it is taken."""
+        began: list[BaseException | int] = []
+        there = threading.Event()
+
+        def work() -> None:
+            asyncio.set_event_loop(self._loop)
+            runner = web.AppRunner(self.application, access_log=None)
+            try:
+                self._loop.run_until_complete(runner.setup())
+                site = web.TCPSite(runner, self.host, self.port, ssl_context=self.tls)
+                self._loop.run_until_complete(site.start())
+                began.append(runner.addresses[0][1])
+            except BaseException as error:
+                began.append(error)
+                return
+            finally:
+                there.set()
+            self._loop.run_forever()
+            self._loop.run_until_complete(runner.cleanup())
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+        there.wait(_STARTING_SECONDS)
+        if not began:
+            raise TimeoutError("did not start")
+        if isinstance(began[0], BaseException):
+            raise began[0]
+        return began[0]
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._thread is not None:
+            self._thread.join(_ENDING_SECONDS)

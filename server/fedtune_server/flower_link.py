@@ -1,0 +1,145 @@
+"""Flower's SuperLink on loopback: started, spoken to, and nothing of it touched anywhere else.
+
+Of flwr==1.41.0 this file uses the commands `flower-superlink` and `flower-superexec`, and the
+client of the Control API that its own `flwr` command uses.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (  # pylint: disable=no-name-in-module
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+from fedtune.bundle import bundle, bundle_digest
+from fedtune.identity.roster import Member, Roster
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where the SuperLink is, and the certificate that it shows on loopback."""
+
+    address: str
+    certificate: Path
+
+    def _client(self) -> ControlHttpClient:
+        return ControlHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=False,
+            root_certificates=self.certificate.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def register(self, roster: Roster) -> None:
+        """Make Flower's nodes those of the roster: new silos in, revoked ones and old keys out."""
+        client = self._client()
+        try:
+            known = {
+                node.public_key: node.node_id
+                for node in client.ListNodes(ListNodesRequest()).nodes_info
+                if node.status != "unregistered"
+            }
+            wanted = {pem_of(m): m for m in roster.members if not m.revoked}
+            for key, member in wanted.items():
+                if key not in known:
+                    asked = RegisterNodeRequest(public_key=key, name=member.silo)
+                    client.RegisterNode(request=asked)
+            for key, number in known.items():
+                if key not in wanted:
+                    client.UnregisterNode(UnregisterNodeRequest(node_id=number))
+        finally:
+            client.close()
+
+    def nodes(self) -> dict[str, str]:
+        """Flower's word on each node, by its public key in PEM: `online`, `offline` and so on."""
+        client = self._client()
+        try:
+            given = client.ListNodes(ListNodesRequest()).nodes_info
+            return {node.public_key.decode(): node.status for node in given}
+        finally:
+            client.close()
+
+    def start_run(self, run: str) -> int:
+        """Have Flower start the ServerApp for the run's folder; give Flower's number of it."""
+        client = self._client()
+        try:
+            fab = Fab(bundle_digest(), bundle(), {})
+            asked = StartRunRequest(
+                fab=fab_to_proto(fab), override_config=user_config_to_proto({"fedtune-run": run})
+            )
+            return int(client.StartRun(asked).run_id)
+        finally:
+            client.close()
+
+    def stop_run(self, number: int) -> bool:
+        """Have Flower stop a run; whether there was one."""
+        client = self._client()
+        try:
+            return bool(client.StopRun(StopRunRequest(run_id=number)).success)
+        finally:
+            client.close()
+
+    def run_status(self, number: int) -> tuple[str, str]:
+        """Flower's word on a run: its status and, at the end, how it ended."""
+        client = self._client()
+        try:
+            status = client.ListRuns(ListRunsRequest(run_id=number)).run_dict[number].status
+            return str(status.status), f"{status.sub_status} {status.details}".strip()
+        finally:
+            client.close()
+
+
+def pem_of(member: Member) -> bytes:
+    """The silo's Flower key as Flower stores it."""
+    key = load_ssh_public_key(member.flower_key.encode())
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - the request was checked
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def superlink_command(folder: Path, port: int, *, secret: Path, tls: Path) -> list[str]:
+    """A SuperLink on loopback that keeps its state in `folder`, and starts no process itself."""
+    return [
+        *_flower("flower-superlink"),
+        *("--ssl-ca-certfile", str(tls / "loopback.crt")),
+        *("--ssl-certfile", str(tls / "loopback.crt")),
+        *("--ssl-keyfile", str(tls / "loopback.pem")),
+        "--enable-supernode-auth",
+        *("--database", str(folder / "state.db")),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(secret)),
+        *("--host", "127.0.0.1"),
+        *("--port", str(port)),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def superexec_command(port: int, *, secret: Path, tls: Path) -> list[str]:
+    """What starts a ServerApp for each run that the SuperLink has."""
+    return [
+        *_flower("flower-superexec"),
+        *("--runtime-api-address", f"127.0.0.1:{port}"),
+        *("--root-certificates", str(tls / "loopback.crt")),
+        *("--superexec-auth-secret-file", str(secret)),
+    ]
+
+
+def _flower(name: str) -> Iterable[str]:
+    # by this very Python: what is first on the PATH may be another installation
+    return [str(Path(sys.executable).parent / name)]

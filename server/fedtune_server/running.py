@@ -1,0 +1,142 @@
+"""The coordinator at work: SuperLink behind its door, and what starts runs."""
+
+import json
+import logging
+import os
+import secrets
+import ssl
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from fedtune import telemetry
+from fedtune.atomic import write_text
+from fedtune.errors import InputError
+from fedtune.identity.keys import public_bytes
+from fedtune.identity.loopback import new_loopback
+from fedtune.identity.roster import Roster, load
+from fedtune.serving.kept import Kept
+from fedtune.serving.served import Served
+from fedtune_server.deployed import SERVER_FOLDER
+from fedtune_server.door import Door, outer_tls
+from fedtune_server.flower_link import Link, superexec_command, superlink_command
+from fedtune_server.project import Project
+
+_CHECK_SECONDS = 1.0
+_STARTING_SECONDS = 60.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class CurrentRoster:
+    """The roster, read again when its file changes."""
+
+    project: Project
+    consortium: bytes
+    _seen: tuple[float, Roster] | None = field(default=None, init=False)
+
+    def __call__(self) -> Roster:
+        """The current version."""
+        changed = self.project.roster_file.stat().st_mtime_ns
+        if self._seen is None or self._seen[0] != changed:
+            self._seen = changed, load(self.project.roster_file, self.consortium)
+        return self._seen[1]
+
+
+def start(project: Project, stop: threading.Event) -> None:
+    """Serve until `stop`. Raises InputError where a port is taken or the folder can't be used."""
+    config, place = project.config, project.folder / "superlink"
+    roster = CurrentRoster(project, public_bytes(project.consortium_key()))
+    certificate, _ = new_loopback(place)
+    port = config.local_port + 1
+    secret = place / "secret"
+    _write_secret(secret)
+    environment = {**os.environ, **telemetry.OFF, SERVER_FOLDER: str(project.folder.absolute())}
+    environment["FLWR_HOME"] = str((place / "home").absolute())
+    children = [
+        Kept(name, command, environment, project.logs / f"{name}.log")
+        for name, command in (
+            ("superlink", superlink_command(place, port, secret=secret, tls=place)),
+            ("superexec", superexec_command(port, secret=secret, tls=place)),
+        )
+    ]
+    link = Link(f"127.0.0.1:{port}", certificate)
+    inner = ssl.create_default_context(cafile=str(certificate))
+    door = Door(f"https://127.0.0.1:{port}", inner, roster)
+    outer = outer_tls(
+        str(project.certificates / "server.crt"),
+        str(project.certificates / "server.pem"),
+        str(project.certificates / "authority.crt"),
+    )
+    served = Served(door.application(), config.bind, config.port, outer)
+    try:
+        _begin(children[0], f"https://127.0.0.1:{port}", certificate, stop)
+        link.register(roster())
+        registered = roster().version
+        _serve(served, config.port)
+        facts = {"process": os.getpid(), "superlink": link.address, "port": config.port}
+        write_text(project.folder / "running.json", json.dumps(facts) + "\n")
+        _log.info("the coordinator of %s answers at port %d", config.federation, config.port)
+        while not stop.is_set():
+            for child in children:
+                child.check()
+            if roster().version != registered:
+                link.register(roster())
+                registered = roster().version
+                _log.info("roster version %d", registered)
+            stop.wait(_CHECK_SECONDS)
+    finally:
+        (project.folder / "running.json").unlink(missing_ok=True)
+        served.stop()
+        for child in reversed(children):
+            child.stop()
+        secret.unlink(missing_ok=True)
+
+
+def link_of(project: Project) -> Link:
+    """The SuperLink of a coordinator that runs. Raises InputError if it doesn't."""
+    try:
+        facts = json.loads((project.folder / "running.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            "the coordinator doesn't run",
+            where=project.folder,
+            mend=f"fedtune server start {project.folder}",
+        ) from None
+    return Link(facts["superlink"], project.folder / "superlink" / "loopback.crt")
+
+
+def _begin(child: Kept, url: str, certificate: Path, stop: threading.Event) -> None:
+    """Start the SuperLink and wait until it answers."""
+    over = time.monotonic() + _STARTING_SECONDS
+    with httpx.Client(verify=ssl.create_default_context(cafile=str(certificate))) as client:
+        while not stop.is_set() and time.monotonic() < over:
+            child.check()
+            try:
+                client.get(url)
+            except httpx.HTTPError:
+                stop.wait(0.2)
+            else:
+                return
+    raise InputError("Flower's SuperLink did not start", where=child.log, mend="its log says why")
+
+
+def _serve(served: Served, port: int) -> None:
+    try:
+        served.start()
+    except OSError as error:
+        raise InputError(
+            f"port {port} can't be listened on ({error.strerror})",
+            where="port",
+            mend="set another `port` in server.yaml",
+        ) from None
+
+
+def _write_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(32))

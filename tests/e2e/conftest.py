@@ -1,0 +1,197 @@
+"""A federation of real processes on loopback: a coordinator and nodes, each started as users do."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from fedtune.cli.main import main
+
+SILOS = ("north", "south", "west")
+_ENDING_SECONDS = 30.0
+_LONGEST_WAIT_SECONDS = 240.0
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What the processes of a test get: this tree's packages, a cache of their own, one thread."""
+    own = {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "FEDTUNE_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return {**os.environ, **own}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """`fedtune` by this Python."""
+    call = "import sys; from fedtune.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", call, *map(str, arguments)]
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = _LONGEST_WAIT_SECONDS) -> Any:
+    """Wait for `condition` to give something true, and give that."""
+    over = time.monotonic() + seconds
+    while time.monotonic() < over:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"waited {seconds:.0f} s for {what}")
+
+
+@dataclass
+class Federation:
+    """A coordinator's folder and its nodes' folders, and their processes."""
+
+    folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "server"
+
+    def fedtune(self, *arguments: str | Path, status: int = 0) -> str:
+        """Run a command to its end; give what it printed on either stream."""
+        ran = subprocess.run(
+            command(*arguments), capture_output=True, text=True, env=environment(self.folder)
+        )
+        assert ran.returncode == status, ran.stdout + ran.stderr
+        return ran.stdout + ran.stderr
+
+    def said(self, *arguments: str | Path) -> str:
+        """As `fedtune`, but in this process, which has loaded all that it needs."""
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert main([*map(str, arguments)]) == 0
+        return out.getvalue()
+
+    def start(self, name: str) -> None:
+        """Start the coordinator (`server`) or a silo's node."""
+        kind = "server" if name == "server" else "client"
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self.processes[name] = subprocess.Popen(
+                command(kind, "start", self.folder / name),
+                stdout=out,
+                stderr=out,
+                env=environment(self.folder),
+                start_new_session=True,
+            )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the process and all that it started, as a power cut would."""
+        os.killpg(self.processes[name].pid, signal.SIGKILL)
+        self.processes.pop(name).wait()
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, and wait."""
+        process = self.processes.pop(name)
+        process.terminate()
+        try:
+            process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+
+    def told(self, name: str) -> str:
+        """What the process has said so far."""
+        return (self.folder / f"{name}.out").read_text(errors="replace")
+
+    def online(self, *silos: str) -> None:
+        """Wait until these nodes are online."""
+        until(lambda: (self.server / "running.json").exists(), "the coordinator")
+
+        def there() -> bool:
+            standing = json.loads(self.said("server", "status", self.server, "--json"))
+            return all(standing["silos"][silo] == "online" for silo in silos)
+
+        until(there, f"nodes {silos}")
+
+    def status(self, run: str) -> dict[str, Any]:
+        """How a run is, by its own folder."""
+        try:
+            return dict(json.loads((self.server / "runs" / run / "status.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def rounds(self, run: str) -> list[dict[str, Any]]:
+        """The finished rounds of a run."""
+        file = self.server / "runs" / run / "metrics.jsonl"
+        return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+
+
+def rows_of(silo: str) -> list[dict[str, str]]:
+    """A silo's made-up rows."""
+    return [
+        {"prompt": f"{silo} patient {i}", "completion": f"is well {i * 7 % 11}", "silo": silo}
+        for i in range(24)
+    ]
+
+
+def free_ports() -> tuple[int, int]:
+    """A free port, and the first of two that are free and follow each other."""
+    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        first = two.getsockname()[1]
+        three.bind(("127.0.0.1", first + 1))
+        return one.getsockname()[1], first
+
+
+def make(folder: Path, silos: tuple[str, ...] = SILOS) -> Federation:
+    """Set a federation up by the commands of the two runbooks, up to its start."""
+    made = Federation(folder)
+    port, local = free_ports()
+    said = made.said(
+        *("server", "init", made.server, "--federation", "Trial", "--host", "127.0.0.1"),
+        *("--bind", "127.0.0.1", "--port", str(port), "--local-port", str(local)),
+    )
+    consortium = said.split("consortium:")[1].splitlines()[0]
+    for silo in silos:
+        rows = folder / f"{silo}.jsonl"
+        rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(silo)))
+        said = made.said(
+            *("client", "init", folder / silo, "--silo", silo, "--consortium", consortium),
+            *("--data", rows),
+        )
+        identity = said.split("another way:")[1].splitlines()[0]
+        request = folder / silo / "request.json"
+        made.said("server", "enroll", made.server, request, "--fingerprint", identity)
+        made.said("client", "join", folder / silo, made.server / "admissions" / f"{silo}.json")
+        allow(folder / silo)
+    return made
+
+
+def allow(node: Path) -> None:
+    """What a silo's people would write: runs without privacy are allowed, counts may leave."""
+    yaml = YAML(typ="safe")
+    tree = yaml.load((node / "node.yaml").read_text())
+    tree["policy"]["privacy"] |= {"modes": ["none", "local"], "unit": "record"}
+    tree["policy"] |= {"send_counts": True, "send_metrics": True}
+    with (node / "node.yaml").open("w") as file:
+        yaml.dump(tree, file)
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A coordinator and three nodes that are online; shared by a module's tests."""
+    made = make(tmp_path_factory.mktemp("federation"))
+    try:
+        for name in ("server", *SILOS):
+            made.start(name)
+        made.online(*SILOS)
+        yield made
+    finally:
+        for name in [*made.processes]:
+            made.stop(name)

@@ -1,0 +1,210 @@
+"""A coordinator and three nodes as real processes, with TLS: a run, and what may not happen."""
+
+import hashlib
+import io
+import json
+import ssl
+import stat
+import warnings
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+from fedtune_server.flower_link import Link
+from fedtune_server.project import open_project
+from fedtune_server.running import link_of
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.supercore.fab import Fab
+
+from fedtune.bundle import bundle, bundle_digest
+from fedtune.identity import certificates
+from fedtune.identity.keys import load_keys, new_tls_key, save_private_key
+from tests.e2e.conftest import SILOS, Federation, rows_of, until
+
+RUN = """\
+task: {max_length: 48}
+training: {max_steps: 2, batch_size: 4}
+federation: {rounds: 2}
+"""
+
+
+def test_the_adapter_is_bit_for_bit_the_simulation_s(federation: Federation):
+    run = federation.folder / "run.yaml"
+    run.write_text(RUN)
+    said = federation.fedtune("server", "run", federation.server, run, "--name", "first")
+    assert "finished, round 2 of 2" in said
+    rows = [row for silo in SILOS for row in rows_of(silo)]
+    (federation.folder / "all.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (federation.folder / "test.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    simulated = {
+        "source": "files",
+        "train_files": [str(federation.folder / "all.jsonl")],
+        "test_files": [str(federation.folder / "test.jsonl")],
+    }
+    run.write_text(
+        RUN.replace("rounds: 2", "rounds: 2, partition: {by: column, column: silo}")
+        + f"data: {json.dumps(simulated)}\n"
+        + f"output: {{dir: {federation.folder / 'simulated'}}}\n"
+    )
+    federation.fedtune("simulate", run, "--no-compare")
+    deployed = federation.server / "runs" / "first" / "adapter" / "adapter_model.safetensors"
+    alone = federation.folder / "simulated" / "adapter" / "adapter_model.safetensors"
+    assert deployed.read_bytes() == alone.read_bytes()
+    rounds = federation.rounds("first")
+    assert [round["silos"] for round in rounds] == [list(SILOS)] * 2
+    assert all(round["failures"] == [] for round in rounds)
+
+
+def test_a_run_that_breaks_a_silo_s_policy_fails_with_the_reason_in_both_logs(
+    federation: Federation,
+):
+    run = federation.folder / "long.yaml"
+    run.write_text(RUN.replace("max_steps: 2", "max_steps: 5000"))
+    said = federation.fedtune("server", "run", federation.server, run, "--name", "long", status=1)
+    reason = "training.max_steps is 5000, this silo allows 1000"
+    assert reason in said
+    assert all(reason in federation.told(silo) for silo in SILOS)
+
+
+def client(federation: Federation, silo: str) -> httpx.Client:
+    """What holds all of a silo's TLS credentials."""
+    folder = federation.folder / silo
+    context = ssl.create_default_context(cafile=str(folder / "certificates" / "authority.crt"))
+    context.load_cert_chain(folder / "certificates" / "node.crt", folder / "keys" / "tls.pem")
+    port = open_project(federation.server).config.port
+    return httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=context)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/list-runs",
+        "/v1/control/register-node",
+        "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleet/pull-messages?x=1",
+        "//v1/fleet/pull-messages",
+        "/",
+    ],
+)
+def test_a_silo_reaches_nothing_but_its_own_calls(federation: Federation, path: str):
+    with client(federation, "north") as ours:
+        request = ours.build_request("POST", "/", content=b"")
+        request.url = request.url.copy_with(raw_path=path.encode())
+        assert ours.send(request).status_code == 403
+        assert ours.get("/v1/fleet/pull-messages").status_code == 403
+
+
+def test_a_silo_can_not_speak_as_another(federation: Federation):
+    import base64
+
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    theirs = load_keys(federation.folder / "south" / "keys").flower.public_key()
+    pem = theirs.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    headers = {"flwr-public-key": base64.b64encode(pem).decode()}
+    with client(federation, "north") as ours:
+        answer = ours.post("/v1/fleet/pull-messages", headers=headers, content=b"")
+    assert (answer.status_code, answer.text) == (403, "came with another node's Flower key")
+    assert "silo north" in federation.told("server")
+
+
+def test_who_has_no_certificate_of_the_consortium_is_not_heard(
+    federation: Federation, tmp_path: Path
+):
+    port = open_project(federation.server).config.port
+    authority = federation.server / "certificates" / "authority.crt"
+    context = ssl.create_default_context(cafile=str(authority))
+    with pytest.raises(httpx.HTTPError), httpx.Client(verify=context) as nobody:
+        nobody.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages")
+    key = new_tls_key()
+    save_private_key(key, tmp_path / "own.pem")
+    made = certificates.self_signed(key, ["north"])
+    (tmp_path / "own.crt").write_text(certificates.pem(made))
+    context.load_cert_chain(tmp_path / "own.crt", tmp_path / "own.pem")
+    with pytest.raises(httpx.HTTPError), httpx.Client(verify=context) as stranger:
+        stranger.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages")
+
+
+def test_old_tls_is_refused(federation: Federation):
+    folder = federation.folder / "north"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(folder / "certificates" / "authority.crt")
+    context.load_cert_chain(folder / "certificates" / "node.crt", folder / "keys" / "tls.pem")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about old versions
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    port = open_project(federation.server).config.port
+    with pytest.raises(httpx.HTTPError), httpx.Client(verify=context) as old:
+        old.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages")
+
+
+HOSTILE_SERVER = """\
+from flwr.app import Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    sent = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    open({told!r}, "w").write(repr([str(r.error) for r in grid.send_and_receive(sent, timeout=60)]))
+"""
+HOSTILE_NODE = (
+    "open({mark!r}, 'w').write('ran')\nfrom flwr.clientapp import ClientApp\napp = ClientApp()\n"
+)
+
+
+@pytest.mark.parametrize("package", ["hostile", "fedtune_client"])
+def test_no_code_of_a_bundle_runs_in_a_silo(federation: Federation, tmp_path: Path, package: str):
+    mark, told = str(tmp_path / "ran"), str(tmp_path / "told")
+    with zipfile.ZipFile(io.BytesIO(bundle())) as ours:
+        project = ours.read("pyproject.toml").decode()
+    project = project.replace("fedtune_server.deployed:app", "evil_server:app")
+    project = project.replace("fedtune_client.nothing:app", f"{package}.nothing:app")
+    files = {
+        "pyproject.toml": project,
+        "evil_server.py": HOSTILE_SERVER.format(told=told),
+        f"{package}/__init__.py": HOSTILE_NODE.format(mark=mark),
+        f"{package}/nothing.py": HOSTILE_NODE.format(mark=mark),
+        f"{package}/node.py": HOSTILE_NODE.format(mark=mark),
+    }
+    listed = [
+        f"{name},{hashlib.sha256(text.encode()).hexdigest()},{len(text.encode()) * 8}"
+        for name, text in files.items()
+    ]
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name, text in {**files, ".info/CONTENT": "\n".join(listed)}.items():
+            file.writestr(name, text)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    assert digest != bundle_digest()
+    link: Link = link_of(open_project(federation.server))
+    control = link._client()
+    try:
+        fab = fab_to_proto(Fab(digest, content.getvalue(), {}))
+        asked = StartRunRequest(fab=fab, override_config=user_config_to_proto({}))
+        assert control.StartRun(asked).run_id
+    finally:
+        control.close()
+    until(lambda: Path(told).exists() and Path(told).read_text(), "the hostile run's end")
+    assert Path(told).read_text().count("nothing of it ran") == len(SILOS)
+    assert not Path(mark).exists()
+
+
+def test_no_secret_is_in_a_log_or_readable_by_others(federation: Federation):
+    logs = [*federation.folder.glob("*.out"), *federation.folder.rglob("*.log")]
+    said = "".join(log.read_text(errors="replace") for log in logs)
+    assert len(said) > 1000
+    for key in federation.folder.rglob("*.pem"):
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        inside = "".join(key.read_text().splitlines()[1:-1])
+        assert inside[:24] not in said
+    for silo in SILOS:
+        assert not any(row["completion"] in said for row in rows_of(silo))
