@@ -167,6 +167,8 @@ class RunConfig(Section):
         if mode == "central":
             self._check_central()
         named = self.data.source == "embedded" or self.data.columns.privacy_unit is not None
+        if mode == "local":
+            self._check_units(named=named)
         if self.privacy.unit == "record" and named and self.federation.partition.by == "dirichlet":
             raise ValueError(
                 "`federation.partition.by: dirichlet` places a patient by the label of their first "
@@ -180,6 +182,28 @@ class RunConfig(Section):
                         f"`training.{field}` chooses by rows that are somebody's: with "
                         f"`privacy.mode: {mode}` it needs `privacy.held_out: public`"
                     )
+
+    def _check_units(self, *, named: bool) -> None:
+        """Refuse settings that the unit, or how units are taken, would leave unused."""
+        if self.privacy.unit == "record" or not named:
+            for field in ("max_records_per_unit", "unit_reduction"):
+                if self.privacy.changed(field):
+                    raise ValueError(
+                        f"`privacy.{field}` needs `privacy.unit: patient`, and here each record is "
+                        "a unit; leave it at its default, or name the column with the patient's "
+                        "id (`data.columns.privacy_unit`)"
+                    )
+        if self.privacy.sampling == "full":
+            if self.training.changed("batch_size"):
+                raise ValueError(
+                    "`training.batch_size` can't be used with `privacy.sampling: full`, which "
+                    "takes every unit at every step; leave it at its default"
+                )
+            if self.training.max_steps is None:
+                raise ValueError(
+                    "`privacy.sampling: full` needs `training.max_steps`: without batches there "
+                    "are no passes to count steps by"
+                )
 
     def _check_central(self) -> None:
         """Refuse what a noised sum of clipped deltas can't be, and turns that don't come out."""

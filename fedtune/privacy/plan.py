@@ -129,7 +129,7 @@ def plan_steps(
         raise InputError(
             f"a batch of {batch} is more than there are: {units} {unit}s",
             where="training.batch_size",
-            mend="lower it, or set `privacy.sampling: full`",
+            mend="lower it, or leave it out and set `privacy.sampling: full`",
         )
     _check_delta(settings, unit, units)
     rate = 1.0 if settings.sampling == "full" else batch / units

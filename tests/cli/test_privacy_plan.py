@@ -133,7 +133,10 @@ def test_silos_as_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["--noise-multiplier", "0.5", "--steps", "2000"], "over 10"),
         (["--noise-multiplier", "0.2", "--steps", "1"], "no noise to speak of"),
         (["--noise-multiplier", "5", "--steps", "9", "--batch", "5000"], "no amplification"),
-        (["--noise-multiplier", "5", "--steps", "9", "--sampling", "full"], "no amplification"),
+        (
+            ["--noise-multiplier", "5", "--steps", "9", "--sampling", "full", "--batch", "16"],
+            "no amplification",
+        ),
         (["--noise-multiplier", "5", "--steps", "9", "--sampling", "shuffle"], "shuffled batches"),
         (["--noise-multiplier", "5", "--steps", "9", "--delta", "1e-4"], "tenth of one over"),
     ],

@@ -249,6 +249,31 @@ CASES = [
         rows=lines(*LABELLED),
         settings=(*CLASSIFY, *PRIVATE),
     ),
+    *(
+        Case(
+            f"{setting} where {unit} is the unit",
+            (f"`privacy.{setting.split('=')[0]}` needs `privacy.unit: patient`", "default"),
+            settings=(*PRIVATE, f"privacy.{setting}", *more),
+        )
+        for setting in ("max_records_per_unit=2", "unit_reduction=sum")
+        for unit, more in (
+            ("a row", ()),
+            ("a row by choice", ("data.columns.privacy_unit=who", "privacy.unit=record")),
+        )
+    ),
+    Case(
+        "a batch where every unit is in every step",
+        ("`training.batch_size` can't be used with `privacy.sampling: full`", "default"),
+        settings=(*PRIVATE, "privacy.sampling=full"),
+    ),
+    Case(
+        "passes where there are no batches",
+        ("`privacy.sampling: full` needs `training.max_steps`",),
+        settings=(
+            *(*PRIVATE, "privacy.sampling=full"),
+            *("training.batch_size=16", "training.max_steps=null"),
+        ),
+    ),
     Case(
         "a private row with a label that isn't listed",
         ("train.jsonl:3: `label` is none of `task.labels`",),
