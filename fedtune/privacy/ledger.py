@@ -138,13 +138,14 @@ class Ledger:
         units = people.count(request.unit)
         self._check_delta(at, units, request.unit)
         runs = tuple(dict.fromkeys(run for run, met in earlier if meet(met, new)))
-        nothing = Met(request.unit, people, ())
+        nothing = Met(request.unit, people, (), request.run)
         met_by_then = exposures([*(met for _, met in earlier), nothing], new).values()
         after = _most([exposure.adding(new) for exposure in met_by_then], at)
         before = _most(met_by_then, at) if runs else _ZERO
-        alone = figures_of([new.events], at) if runs else after
+        alone = _most([exposure.alone(new) for exposure in met_by_then], at) if runs else after
         figures = before, alone, after
-        self._refuse(request.purpose, figures, at, _least(budget, request.limit), runs)
+        own = max(exposure.most_units(new) for exposure in met_by_then)
+        self._refuse(request, own, figures, at, _least(budget, request.limit), runs)
         body = {
             **{"kind": "charge", "time": _now(), "run": request.run, "purpose": request.purpose},
             **{"unit": request.unit, "units": units, "named": bool(len(people.patients))},
@@ -208,7 +209,8 @@ class Ledger:
 
     def _refuse(
         self,
-        purpose: str,
+        request: Request,
+        own: int,
         figures: tuple[Figures, Figures, Figures],
         delta: float,
         most: float,
@@ -220,16 +222,21 @@ class Ledger:
         spent = f"{rounded_up(before.pld)} was spent on these people by earlier runs"
         if runs:
             spent += f" ({', '.join(runs[-_SHOWN:])})"
+        shared, once = "", ""
+        if own > 1:
+            shared = f", since as many as {own} of its {request.unit}s may be one's own"
+            once = "give each person one id and keep equal rows once, "
         raise InputError(
-            f"the privacy budget doesn't allow this run ({purpose}): of epsilon "
+            f"the privacy budget doesn't allow this run ({request.purpose}): of epsilon "
             f"{rounded_down(most)} (delta {delta:g}) {spent}, "
             f"{rounded_down(max(0.0, most - before.pld))} is left; this run alone asks for "
-            f"{rounded_up(alone.pld)}, and all together would be {rounded_up(after.pld)}; nothing "
-            "was charged",
+            f"{rounded_up(alone.pld)}{shared}, and all together would be {rounded_up(after.pld)}; "
+            "nothing was charged",
             where=self.file.path,
             expected=f"at most {rounded_down(most)} over all runs",
-            mend="lower `privacy.target_epsilon`, raise `privacy.noise_multiplier`, or take fewer "
-            "steps; only who answers for these data may raise the budget (`fedtune budget set`)",
+            mend=f"{once}lower `privacy.target_epsilon`, raise `privacy.noise_multiplier`, or take "
+            "fewer steps; only who answers for these data may raise the budget (`fedtune budget "
+            "set`)",
         )
 
 
@@ -240,7 +247,7 @@ def _least(budget: Budget | None, limit: float | None) -> float:
 def _asked(request: Request) -> Met:
     if not request.events:
         raise ValueError("nothing to charge")
-    return Met(request.unit, request.people, tuple(request.events))
+    return Met(request.unit, request.people, tuple(request.events), request.run)
 
 
 def _charges(rows: Sequence[Row]) -> list[Row]:
@@ -254,7 +261,7 @@ def _met(charges: Sequence[Row], file: ChainedRows | Addition) -> Iterator[Met]:
         if key not in kept:
             kept[key] = People.from_bytes(file.blob(key[0]), named=key[1])
         events = tuple(GaussianEvent.from_json(values) for values in row.body["events"])
-        yield Met(row.body["unit"], kept[key], events)
+        yield Met(row.body["unit"], kept[key], events, row.body["run"])
 
 
 def _budget(rows: Sequence[Row]) -> Budget | None:

@@ -98,7 +98,8 @@ def _ledger(ledger: Mapping[str, Any] | None) -> str:
         f"With all earlier runs on any of these people that the ledger of these data knows, the "
         f"most exposed of them has spent epsilon {rounded_up(after['pld'])} by pld and "
         f"{rounded_up(after['rdp'])} by rdp{allowed} at delta {ledger['delta']:g} (row of hash "
-        f"`{ledger['hash']}`)."
+        f"`{ledger['hash']}`). There, equal rows, and ids that came later with the same words, are "
+        "taken for one person's."
     )
 
 

@@ -51,7 +51,7 @@ _NOT_COVERED = (
     "and in which silo of a simulation somebody is, hangs on nobody else: a hash of the seed and "
     "of one's own id (of a row's own words, where no column names ids) decides it",
     "one person under two ids, in one silo or in several: ids can't tell. What each of them costs "
-    "adds up",
+    "adds up (the ledger counts them as one if an earlier run had their words under one id)",
     "what all runs in the ledger cost together: that figure is exact and tells whether somebody in "
     "these data was in earlier runs",
     "side channels: the time a step takes, memory, network traffic and failures",

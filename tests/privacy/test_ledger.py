@@ -135,6 +135,59 @@ def test_patients_charged_first_are_met_by_a_run_on_their_records(tmp_path: Path
     assert later.earlier_runs == ("patients", "others")
 
 
+def rows(records: list[int], patients: list[int] | None = None) -> People:
+    return People(np.array(records, np.uint64), np.array(patients or [], np.uint64))
+
+
+def group(*units: int) -> float:
+    """Epsilon of as many charges, in each of which somebody is so many units."""
+    return epsilon([of_group(EVENT, each) for each in units if each], DELTA, "pld")
+
+
+# one person's words 1, 2, 3 beside those of the others
+@pytest.mark.parametrize(
+    ("first", "second", "unit", "counted"),
+    [
+        (rows([1, 2, 3], [9, 9, 9]), rows([1, 2, 3], [5, 6, 7]), "patient", group(1, 3)),
+        (rows([1, 2, 3], [5, 6, 7]), rows([1, 2, 3], [9, 9, 9]), "patient", group(3, 1)),
+        (rows([1, 2, 3], [9, 9, 9]), rows([1, 2, 3], [8, 8, 8]), "patient", group(1, 1)),
+        (rows([1], [9]), rows([1, 1, 1], [5, 6, 7]), "patient", group(1, 3)),
+        (rows([1], [9]), rows([1, 1, 1], [9, 6, 7]), "patient", group(1, 3)),
+        (rows([1], [9]), rows([1, 1, 1], [5, 6, 7]), "record", group(1, 3)),
+        (rows([1], [9]), rows([1, 1, 1]), "record", group(1, 3)),
+        (rows([1, 2], [9, 9]), rows([1, 1, 2]), "record", group(1, 3)),
+        (rows([1]), rows([1, 1, 1]), "record", group(1, 3)),
+        (rows([5]), rows([1, 1, 1]), "record", group(3)),
+        (rows([1] * 9, [*range(9)]), rows([1] * 9, [*range(9)]), "patient", group(1, 1)),
+        (rows([1] * 9, [*range(9)]), rows([1] * 9 + [4], [*range(10)]), "patient", group(1, 1)),
+        (rows([1] * 9, [*range(9)]), rows([1], [20]), "patient", group(1, 1)),
+        (rows([1] * 9, [*range(9)]), rows([1] * 9, [*range(1, 10)]), "patient", group(1, 2)),
+    ],
+    ids=[
+        "a patient's visits become units", "visits become a patient", "a new id",
+        "copies under new ids", "copies beside the old id", "records under new ids",
+        "records without ids", "one of two records twice", "records known as records",
+        "records of nobody known", "patients who share words", "and one more without them",
+        "somebody new has words that many share", "somebody new beside them",
+    ],
+)  # fmt: skip
+def test_one_person_counts_as_often_as_they_may_be_in_a_step(
+    tmp_path: Path, first: People, second: People, unit: str, counted: float
+):
+    ledger = Ledger.open(tmp_path / "l.sqlite")
+    charge(ledger, "first", first)
+    assert charge(ledger, "second", second, unit=unit).after.pld == pytest.approx(counted)
+    spent = [most.epsilon.pld for most in ledger.spent(DELTA).values()]
+    assert max(spent) == pytest.approx(max(counted, ONE))
+
+
+def test_silos_of_one_run_that_share_words_do_not_multiply(tmp_path: Path):
+    ledger = Ledger.open(tmp_path / "l.sqlite")
+    silos = rows([1, 1], [1, 2]), rows([1, 1, 1], [3, 4, 5])
+    both = ledger.charge([request("run", silo, unit="patient") for silo in silos])
+    assert [charge.after.pld for charge in both] == pytest.approx([group(1), group(1, 1)])
+
+
 def test_a_group_event_bounds_the_sum_of_its_members():
     """A patient with 3 records, each taken with chance q: the mixture of binomial(3, q) shifts."""
     rate, noise, records = 0.2, 2.0, 3
@@ -166,8 +219,9 @@ def test_exposure_is_the_largest_over_people_one_by_one(data: st.DataObject):
     subsets = st.sets(st.integers(0, 7), min_size=1)
     sets = data.draw(st.lists(subsets, min_size=1, max_size=5))
     events = [GaussianEvent(0.5, 2.0, count) for count in (1, 2, 4, 8, 16)]
+    nobody = np.zeros(0, np.uint64)
     charges = [
-        Met("record", People(np.array(sorted(s), dtype=np.uint64), np.zeros(0, np.uint64)), (e,))
+        Met("record", People(np.array(sorted(s), dtype=np.uint64), nobody), (e,), "run")
         for s, e in zip(sets, events, strict=False)
     ]
     want = max(
