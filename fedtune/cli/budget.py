@@ -124,10 +124,10 @@ def set_(
 
 def _opened(chosen: Path | None) -> "Ledger":
     """The ledger that is there; looking makes none."""
-    from fedtune.privacy.ledger import Ledger, ledger_path
+    from fedtune.privacy.ledger import Ledger, is_ledger, ledger_path
 
     path = ledger_path(str(chosen) if chosen else None)
-    if not any(path.with_name(path.name + end).exists() for end in ("", ".key", ".head")):
+    if not is_ledger(path):
         raise InputError(
             "there is no ledger yet",
             where=path,

@@ -77,7 +77,12 @@ class PrivacyConfig(Section):
     ledger: str | None = Field(
         None,
         description="Budget ledger of this machine; null: `$FEDTUNE_LEDGER`, else a file in the "
-        "user's data folder.",
+        "user's data folder. Refused where it leads past the variable or a budget in that file.",
+    )
+    outside_budget: bool = Field(
+        False,
+        description="central: the machine's budget isn't meant for this run. Such a run is charged "
+        "to nobody, and refused where a budget is set unless this says so.",
     )
     server_noise: Literal["gaussian", "tree", "banded"] = Field(
         "gaussian",
@@ -126,6 +131,7 @@ _PRIVACY_FIELDS = {
         ),
         _LOCAL,
     ),
+    "outside_budget": ("central",),
     "server_noise": ("central",),
     "bands": ("central",),
 }

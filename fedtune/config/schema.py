@@ -227,7 +227,7 @@ class RunConfig(Section):
             mode="json",
             exclude={
                 "output": True,
-                "privacy": {"ledger"},
+                "privacy": {"ledger", "outside_budget"},
                 "federation": {"engine", "min_silos", "round_timeout_seconds"},
             },
         )

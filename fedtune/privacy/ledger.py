@@ -22,6 +22,7 @@ from fedtune.privacy.told import rounded_down, rounded_up
 
 _ZERO = Figures(0.0, 0.0)
 _SHOWN = 5
+_VARIABLE = "FEDTUNE_LEDGER"
 ACCOUNTANT = "pld"
 """Whose figures a budget is about; every accountant's is a bound, and this one's the tightest."""
 
@@ -82,11 +83,41 @@ class Spent:
 
 def ledger_path(chosen: str | None = None) -> Path:
     """`chosen`, else `$FEDTUNE_LEDGER`, else `ledger.sqlite` in the user's data folder."""
-    if named := chosen or os.environ.get("FEDTUNE_LEDGER"):
+    if named := chosen or os.environ.get(_VARIABLE):
         return Path(named).expanduser()
     home = os.environ.get("XDG_DATA_HOME")
     folder = Path(home) if home else Path.home() / ".local" / "share"
     return folder / "fedtune" / "ledger.sqlite"
+
+
+def check_ledger(named: str | None) -> None:
+    """Raise InputError where the ledger that a run's settings name would lead past this machine's.
+
+    That is past `$FEDTUNE_LEDGER`, or past a budget that was set in the user's.
+    """
+    own = ledger_path()
+    if ledger_path(named).resolve() == own.resolve():
+        return
+    told = f"`${_VARIABLE}` is" if os.environ.get(_VARIABLE) else None
+    if told is None and budget_of_machine() is not None:
+        told = "the budget was set in"
+    if told is not None:
+        raise InputError(
+            f"a run's settings can't choose another ledger: {told} {own}",
+            where="privacy.ledger",
+            mend=f"leave it out; who answers for these data names the ledger by `${_VARIABLE}`",
+        )
+
+
+def budget_of_machine() -> Budget | None:
+    """The budget in force where no settings name a ledger; looking makes no ledger."""
+    path = ledger_path()
+    return Ledger.open(path).budget() if is_ledger(path) else None
+
+
+def is_ledger(path: Path) -> bool:
+    """Whether any of a ledger's files is there."""
+    return any(path.with_name(path.name + end).exists() for end in ("", ".key", ".head"))
 
 
 @dataclass(frozen=True)

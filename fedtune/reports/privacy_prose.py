@@ -91,7 +91,10 @@ def _party(name: str, party: Mapping[str, Any], delta: float) -> str:
 
 def _ledger(ledger: Mapping[str, Any] | None) -> str:
     if ledger is None:
-        return "Earlier and later runs on the same data are not counted: there was no ledger."
+        return (
+            "Earlier and later runs on the same data are not counted: this one was charged to no "
+            "ledger."
+        )
     budget, after = ledger["budget"], ledger["after"]
     allowed = f", of a budget of {rounded_down(budget['epsilon'])}" if budget else ""
     return (

@@ -8,6 +8,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.errors import InputError
 from fedtune.privacy.dp_sgd import PrivateSteps
+from fedtune.privacy.ledger import budget_of_machine, check_ledger, ledger_path
 from fedtune.privacy.noise import NoiseSource, SecureNoise
 from fedtune.privacy.plan import plan_steps
 from fedtune.privacy.sampling import UnitRows
@@ -46,9 +47,12 @@ def check_one_place(config: RunConfig) -> None:
 
 def check_private(config: RunConfig, *, resume: bool = False) -> None:
     """Raise InputError on what can't be trained privately, before anything is loaded."""
+    if config.privacy.mode == "central" and not config.privacy.outside_budget:
+        _check_no_budget()
     if config.privacy.mode != "local":
         return
     unit_of(config)
+    check_ledger(config.privacy.ledger)
     if processes.count() > 1:
         raise InputError(
             "private steps run in one process", where="privacy.mode", mend="start one process"
@@ -67,6 +71,18 @@ def check_private(config: RunConfig, *, resume: bool = False) -> None:
             f"`{value}` has weights whose gradients can't be told apart by example",
             where=f"adapter.{name}",
             expected="`method: lora` (also on a 4-bit base) or `full`, without `use_dora`",
+        )
+
+
+def _check_no_budget() -> None:
+    """Refuse silo-level privacy where a budget is about people: it has no figure for one."""
+    if budget_of_machine() is not None:
+        raise InputError(
+            "`central` promises something to silos, not to the people in their data, so nobody's "
+            "budget can be charged; and a budget is set on this machine",
+            where=ledger_path(),
+            mend="set `privacy.mode: local`, or, if that budget isn't meant for this run, "
+            "`privacy.outside_budget: true`",
         )
 
 

@@ -11,7 +11,11 @@ import pytest
 from fedtune.cli.main import main
 from fedtune.config.load import load_config
 from fedtune.data.load import load_splits
+from fedtune.privacy.accounting import epsilon
+from fedtune.privacy.events import GaussianEvent
+from fedtune.privacy.exposure import of_group
 from fedtune.privacy.ledger import Ledger
+from fedtune.privacy.told import rounded_up
 from fedtune.training.private import private_steps
 
 STEPS = 4
@@ -33,13 +37,21 @@ def rows_of(patients: range) -> list[dict[str, str]]:
     ]
 
 
-def settings_for(file: Path, rows: list[dict[str, str]], folder: Path) -> str:
+def settings_for(file: Path, rows: list[dict[str, str]], folder: Path, **data: Any) -> str:
     """Write the rows and a config that trains on them in `folder`; gives the config's path."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {**SETTINGS["data"], "train_files": [str(file)]}
+    data = {**SETTINGS["data"], "train_files": [str(file)], **data}
     config = folder.with_suffix(".yaml")
     config.write_text(json.dumps({**SETTINGS, "data": data, "output": {"dir": str(folder)}}))
     return str(config)
+
+
+def event_of(config: str) -> GaussianEvent:
+    """What the run's steps are counted as."""
+    loaded = load_config(Path(config))
+    steps = private_steps(loaded, load_splits(loaded).train)
+    assert steps is not None
+    return steps.plan.event()
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -58,11 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("FEDTUNE_CACHE", str(home / "cache"))
         patch.setenv("FEDTUNE_LEDGER", str(home / "ledger" / "l.sqlite"))
         config = settings_for(home / "rows.jsonl", rows_of(range(40)), home / "run")
-        cost = private_steps(
-            load_config(Path(config)), load_splits(load_config(Path(config))).train
-        )
-        assert cost is not None
-        budget = str(1.2 * cost.plan.epsilon())
+        budget = str(1.2 * epsilon([event_of(config)], 1e-3, "pld"))
         assert main(["budget", "set", "--epsilon", budget, "--delta", "0.001"]) == 0
         assert main(["train", config]) == 0
     return home
@@ -119,6 +127,61 @@ def test_the_same_people_in_another_file_that_has_grown_are_refused(
     config = settings_for(home / "others.jsonl", rows_of(range(200, 244))[::-1], again)
     assert main(["train", config]) == 0
     assert charged(home) == [STEPS, STEPS]
+
+
+def notes(patient: Any, text: str, copies: int = 1) -> list[dict[str, Any]]:
+    """One note, as often as asked; `patient` gives the id of each copy, or is None."""
+    note = {"prompt": text, "completion": " Well."}
+    return [{**note, "patient": patient(copy)} if patient else note for copy in range(copies)]
+
+
+@pytest.mark.parametrize(
+    ("again", "columns", "known", "own"),
+    [
+        (
+            [row | {"patient": row["prompt"]} for row in rows_of(range(40))],
+            {"privacy_unit": "patient"}, True, 2,
+        ),
+        (
+            [n for p in range(40) for n in notes(f"{p}-{{}}".format, f"Visit 1 of {p}.", 5)],
+            {"privacy_unit": "patient"}, True, 5,
+        ),
+        ([n for p in range(40) for n in notes(None, f"Visit 1 of {p}.", 5)], {}, True, 5),
+        ([n for p in range(200, 240) for n in notes(None, f"Visit 1 of {p}.", 5)], {}, False, 5),
+    ],
+    ids=["a visit is the unit", "copies under new ids", "copies without ids", "of nobody known"],
+)  # fmt: skip
+def test_one_person_counts_for_each_unit_that_may_be_theirs(
+    home: Path, again: list[dict[str, Any]], columns: dict[str, str], known: bool, own: int,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    config = settings_for(home / "again.jsonl", again, home / "again", columns=columns)
+    first = settings_for(home / "rows.jsonl", rows_of(range(40)), home / "run")
+    before, new = [event_of(first)] if known else [], event_of(config)
+    spent = epsilon([*before, of_group(new, own)], 1e-3, "pld")
+    for_once = 1.05 * epsilon([*before, new], 1e-3, "pld")
+    assert for_once < spent
+    assert main(["budget", "set", "--epsilon", str(for_once), "--delta", "0.001"]) == 0
+    assert main(["train", config]) == 2
+    err = capsys.readouterr().err
+    assert f"as many as {own} of its " in err
+    assert f"all together would be {rounded_up(spent)};" in err
+    assert "give each person one id and keep equal rows once" in err
+    assert charged(home) == [STEPS]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_settings_can_not_lead_past_the_ledger_of_the_machine(
+    home: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+):
+    config = settings_for(home / "again.jsonl", rows_of(range(40)), home / "again")
+    other = home / "other.sqlite"
+    assert main(["train", config, f"privacy.ledger={other}", *more]) == 2
+    err = capsys.readouterr().err
+    assert "privacy.ledger: a run's settings can't choose another ledger" in err
+    assert str(home / "ledger" / "l.sqlite") in err
+    assert not other.exists()
+    assert not (home / "again").exists()
 
 
 def test_a_run_that_goes_on_pays_nothing_again(home: Path):

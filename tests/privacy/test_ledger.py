@@ -21,7 +21,7 @@ from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Met, exposures, of_group
 from fedtune.privacy.fingerprints import People
-from fedtune.privacy.ledger import Ledger, Request, ledger_path
+from fedtune.privacy.ledger import Ledger, Request, check_ledger, ledger_path
 from fedtune.privacy.told import rounded_down, rounded_up
 
 ROOT = Path(__file__).parents[2]
@@ -484,3 +484,23 @@ def test_where_the_ledger_lies(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FEDTUNE_LEDGER", "/else/l.sqlite")
     assert ledger_path() == Path("/else/l.sqlite")
     assert ledger_path("mine.sqlite") == Path("mine.sqlite")
+
+
+def test_a_run_chooses_no_ledger_but_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own, other = tmp_path / "own.sqlite", tmp_path / "other.sqlite"
+    monkeypatch.setenv("FEDTUNE_LEDGER", str(own))
+    check_ledger(None)
+    check_ledger(str(own))
+    (tmp_path / "link").symlink_to(tmp_path)
+    check_ledger(str(tmp_path / "link" / "own.sqlite"))
+    with pytest.raises(InputError, match=r"FEDTUNE_LEDGER.*own\.sqlite"):
+        check_ledger(str(other))
+    monkeypatch.delenv("FEDTUNE_LEDGER")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    check_ledger(str(other))
+    assert not (tmp_path / "fedtune").exists()  # looking made none
+    users = Ledger.open(ledger_path())
+    check_ledger(str(other))  # for who keeps one a project
+    users.set_budget(3.0, DELTA)
+    with pytest.raises(InputError, match="the budget was set in"):
+        check_ledger(str(other))

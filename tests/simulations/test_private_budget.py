@@ -144,6 +144,24 @@ def test_the_coordinators_record_can_not_be_deleted_for_a_fresh_start(
     assert "record of released rounds" in capsys.readouterr().err
 
 
+def test_a_budget_is_not_passed_by_in_silence_where_silos_are_the_unit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, central = tmp_path / "run", "privacy={mode: central, noise_multiplier: 1, delta: 0.001}"
+    assert run(folder, central, "--dry-run") == 0
+    assert main(["budget", "set", "--epsilon", "1", "--delta", "0.001"]) == 0
+    for more in (["--dry-run"], []):
+        capsys.readouterr()
+        assert run(folder, central, *more) == 2
+        err = capsys.readouterr().err
+        assert "a budget is set on this machine" in err
+        assert "privacy.outside_budget: true" in err
+        assert not folder.exists()
+    assert run(folder, central, "privacy.outside_budget=true") == 0
+    assert charged() == {}
+    assert "charged to no ledger" in (folder / "privacy.md").read_text()
+
+
 def test_an_error_on_private_rows_keeps_its_text_at_home():
     private: Any = object()
     with pytest.raises(RunFailedError) as told, own_words_only(private):

@@ -77,6 +77,7 @@ def test_held_out_scores_are_shown_only_where_nobody_is_in_them():
         ({"training": {"max_grad_norm": 2.0}}, "clipping_norm"),
         ({"privacy": {**PRIVATE, "target_epsilon": 1.0}}, "one of"),
         ({"privacy": {"mode": "local"}}, "one of"),
+        ({"privacy": {**PRIVATE, "outside_budget": True}}, "mode: central"),
     ],
 )
 def test_settings_that_would_break_the_promise_are_refused(sections: dict[str, Any], message: str):
