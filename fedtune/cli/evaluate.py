@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedtune.reports.privacy_prose import EXACT
+
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run, adapter or model folder.")],
@@ -21,6 +23,8 @@ def evaluate(
 ) -> None:
     """Score what a run left on its held-out test set, or on files of your own.
 
+    The own rows of a private run are refused, unless the run says `privacy.held_out: public`.
+
     Example: fedtune evaluate runs/demo --data new.jsonl
     """
     from fedtune.config.load import load_config
@@ -29,8 +33,12 @@ def evaluate(
     settings = load_config(config) if config else None
     scores = score_saved(folder, data or (), with_adapter=adapter, config=settings)
     if as_json:
-        print(json.dumps(dataclasses.asdict(scores), indent=2))
+        told = dataclasses.asdict(scores)
+        uncovered = told.pop("uncovered")
+        print(json.dumps({**told, "who_may_see": EXACT} if uncovered else told, indent=2))
         return
     print(f"{scores.examples} examples, adapter {'on' if scores.adapter else 'off'}")
     for name, value in scores.metrics.items():
         print(f"{name}: {value:.4f}")
+    if scores.uncovered:
+        print(EXACT)

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedtune.errors import InputError
+from fedtune.reports.privacy_prose import EXACT
 
 if TYPE_CHECKING:
     from fedtune.synthesis.usefulness import Score, Usefulness
 
-_EXACT = (
-    "These scores are exact: they tell of the people in the held-out rows, and no epsilon covers "
-    "them. They are for those who may see these rows."
-)
 _NOT_FOR_PUBLICATION = "not for publication: it was counted on the training rows themselves"
 
 
@@ -58,7 +55,7 @@ def evaluate_synthetic(
             "held_out": repeating_share(held_out.texts, real.texts),
         }
     if as_json:
-        told = {"scores": dataclasses.asdict(found), "who_may_see": _EXACT}
+        told = {"scores": dataclasses.asdict(found), "who_may_see": EXACT}
         if shares:
             told["repeats"] = {**shares, "who_may_see": _NOT_FOR_PUBLICATION}
         print(json.dumps(told, indent=2))
@@ -87,7 +84,7 @@ def _show(found: "Usefulness") -> None:
     if found.unwritten:
         shown = ", ".join(found.unwritten[:5]) + (", ..." if len(found.unwritten) > 5 else "")
         print(f"{len(found.unwritten)} labels of held-out rows have no synthetic text: {shown}")
-    print(_EXACT)
+    print(EXACT)
 
 
 def _range(score: "Score") -> str:

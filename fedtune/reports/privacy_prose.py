@@ -5,6 +5,11 @@ from typing import Any
 
 from fedtune.privacy.told import rounded_down, rounded_up
 
+EXACT = (
+    "These scores are exact: they tell of the people in the rows that were scored, and no epsilon "
+    "covers them. They are for those who may see these rows."
+)
+
 _SAMPLING = {
     "poisson": "Poisson sampling: each {unit} with chance {sample_rate:.4g} at every step, "
     "independently",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedtune.config.load import load_config
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.load import file_sources, load_splits, read_examples
@@ -13,15 +14,20 @@ from fedtune.tasks import build_task
 from fedtune.tasks.encoding import encode_examples
 from fedtune.tasks.evaluation import evaluate
 from fedtune.training import processes
+from fedtune.training.private import scores_shown
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of one model on `examples` held-out rows; `adapter` says whether it was on."""
+    """Metrics of one model on `examples` held-out rows; `adapter` says whether it was on.
+
+    `uncovered` says that the model promises privacy, which covers no such exact scores.
+    """
 
     metrics: dict[str, float]
     examples: int
     adapter: bool
+    uncovered: bool
 
 
 def score_saved(
@@ -35,15 +41,56 @@ def score_saved(
     """Score the model in `folder` on `files`, or on the test set of the run that it is.
 
     `config` says how rows are read; None: the run's own. Raises InputError on a folder or files
-    that can't be used, and when neither says what to score on.
+    that can't be used, when neither says what to score on, and on the own rows of a private run,
+    unless its held-out rows are public.
     """
     loaded = load_saved(folder, with_adapter=with_adapter)
     settings = _settings(folder, loaded, config)
+    private = [c for c in (_run_of(folder), settings) if c is not None and c.private]
+    for promised in private:
+        _check_rows(promised, files)
     rows = _rows(settings, files)
     task = build_task(settings.task, loaded.tokenizer, loaded.labels)
     data = encode_examples(task, rows)
     metrics = evaluate(task, loaded.model.to(processes.device()), data, batch_size)
-    return Scores(metrics, len(data), with_adapter)
+    return Scores(metrics, len(data), with_adapter, bool(private and files))
+
+
+def _run_of(folder: Path) -> RunConfig | None:
+    """The settings of the run that left the model in `folder`, if they lie in it or beside it."""
+    run = folder.parent if folder.name == "adapter" else folder
+    path = run / "config.yaml"
+    return load_config(path) if path.is_file() else None
+
+
+def _check_rows(config: RunConfig, files: Sequence[str]) -> None:
+    """Raise InputError on rows whose exact scores would break what a run of `config` promised."""
+    if not files and not scores_shown(config):
+        raise InputError(
+            "`refuse`: exact scores on the run's held-out rows would tell of the people in them",
+            where="privacy.held_out",
+            mend="give other rows with `--data`; their scores are for those who may see these rows",
+        )
+    if not files or config.data.source != "files":
+        return
+    data = config.data
+    held_out = [] if scores_shown(config) else [*data.test_files, *data.validation_files]
+    own = {digest for name in (*data.train_files, *held_out) for digest in _contents(name)}
+    for source in file_sources(files):
+        if source.content in own:
+            raise InputError(
+                "holds the private run's own rows: exact scores would tell of the people in them",
+                where=source.shown,
+                mend="give rows that the run neither trained on nor held out",
+            )
+
+
+def _contents(pattern: str) -> list[str]:
+    """Of the files that are still where the run found them."""
+    try:
+        return [source.content for source in file_sources([pattern])]
+    except InputError:
+        return []
 
 
 def _settings(folder: Path, loaded: Loaded, config: RunConfig | None) -> RunConfig:

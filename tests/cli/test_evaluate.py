@@ -67,3 +67,59 @@ def test_what_can_not_be_scored_is_refused(run: Path, capsys: pytest.CaptureFixt
     ]:
         assert main(["evaluate", *arguments]) == 2
         assert says in capsys.readouterr().err
+
+
+def notes(path: Path, seed: int) -> str:
+    """A file of 12 patients, whom no other seed has."""
+    rows = [
+        {**{k: n[k] for k in ("prompt", "completion")}, "who": f"{seed}-{n['patient_id']}"}
+        for n in generate_notes(12, seed)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def private_run(folder: Path, train: str, test: str, held_out: str) -> str:
+    file = folder.with_suffix(".yaml")
+    data = {"source": "files", "train_files": [train], "test_files": [test]}
+    tree = {
+        **CONFIG,
+        "data": {**data, "columns": {"privacy_unit": "who"}},
+        "training": {"max_steps": 1, "batch_size": 4},
+        "privacy": {"mode": "local", "noise_multiplier": 1, "delta": 1e-3, "held_out": held_out},
+        "output": {"dir": str(folder)},
+    }
+    file.write_text(json.dumps(tree))
+    plain = {**tree, "privacy": {"mode": "none"}}
+    folder.with_suffix(".plain.yaml").write_text(json.dumps(plain))
+    assert main(["train", str(file)]) == 0
+    return str(folder)
+
+
+def test_a_private_runs_own_rows_are_not_scored_and_others_are_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("FEDTUNE_LEDGER", str(tmp_path / "ledger.sqlite"))
+    train, test, new = (notes(tmp_path / f"{n}.jsonl", n) for n in (1, 2, 3))
+    copy = notes(tmp_path / "copy.jsonl", 1)
+    refuses = private_run(tmp_path / "refuses", train, test, "refuse")
+    public = private_run(tmp_path / "public", train, test, "public")
+    plain = ["--config", str(tmp_path / "refuses.plain.yaml")]
+    for refused, says in (
+        ([refuses], "privacy.held_out: `refuse`"),
+        ([refuses, *plain], "privacy.held_out: `refuse`"),
+        ([f"{refuses}/adapter", *plain], "privacy.held_out: `refuse`"),
+        ([refuses, "--data", test], "holds the private run's own rows"),
+        ([refuses, "--data", new, "--data", copy], "copy.jsonl: holds the private run's own rows"),
+        ([public, "--data", train], "holds the private run's own rows"),
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", *refused]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert says in err
+    for given in ([refuses, "--data", new], [public, "--data", new]):
+        assert "no epsilon covers them" in scores(capsys, *given)["who_may_see"]
+        assert main(["evaluate", *given]) == 0
+        assert "no epsilon covers them" in capsys.readouterr().out
+    assert scores(capsys, public).keys() == {"metrics", "examples", "adapter"}
