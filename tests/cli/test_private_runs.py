@@ -95,12 +95,15 @@ def test_a_loss_is_found_by_name_and_by_value_but_no_duration_is_taken_for_one()
     assert places_of_losses({"a": '{"seconds": 5.5731, "round": 1}'}, [5.573]) == []
 
 
-@pytest.mark.parametrize("unit", ["record", "patient"])
+@pytest.mark.parametrize(
+    ("unit", "most_rows"), [("record", 16), ("patient", 2)], ids=["record", "patient"]
+)
 def test_a_run_tells_no_loss_no_metric_and_no_count(
-    unit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unit: str, most_rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = tmp_path / "run"
-    given = arguments(folder, "--json", privacy={"unit": unit})
+    unit_settings = {"unit": unit, "max_records_per_unit": most_rows}
+    given = arguments(folder, "--json", privacy=unit_settings)
     assert main(given) == 0
     said = capsys.readouterr()
     told = json.loads(said.out)
