@@ -48,7 +48,11 @@ def settings_of(epsilon: float, seed: int) -> RunConfig:
     rows = len(load_splits(config).train)
     steps = -(-rows // BATCH)
     changes = {
-        "training": {"max_steps": steps, "batch_size": round(rows / steps)},
+        "training": {
+            "max_steps": steps,
+            "batch_size": round(rows / steps),
+            "learning_rate": 0.015,  # one pass is short
+        },
         "privacy": {"accountant": "prv"},
     }
     return RunConfig.model_validate(merged(config.model_dump(), changes))

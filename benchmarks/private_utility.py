@@ -21,7 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from fedtune_simulations.simulate import simulate
 from benchmarks.aggregation_rules import merged
 from benchmarks.machine import machine
 from fedtune.config.schema import RunConfig
+from fedtune.data.examples import CONTENT_COLUMNS
 from fedtune.data.load import load_splits
 from fedtune.privacy.plan import ExecutionPlan, plan_rounds
 from fedtune.training.central import train
@@ -62,12 +63,15 @@ _DISEASES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A data set with a model. `units` are those compared; `where` the ways to train."""
+    """A data set with a model. `units` are those compared; `where` the ways to train; `plain` is
+    what a run without privacy has otherwise.
+    """
 
     settings: dict[str, Any]
     private: dict[str, Any]
     units: tuple[str, ...]
     where: tuple[str, ...] = ("central", "federated")
+    plain: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -81,7 +85,7 @@ CASES = {
                 "bad_rows": "skip",
             },
             "task": {"max_length": 64},
-            "training": {"learning_rate": 0.01, "max_steps": 16, "batch_size": 96},
+            "training": {"learning_rate": 0.005, "max_steps": 40, "batch_size": 192},
         },
         private={"clipping_norm": 0.5, "max_records_per_unit": 4, "max_physical_batch": 64},
         units=("record", "patient"),
@@ -95,7 +99,7 @@ CASES = {
             },
             "task": {"name": "sequence_classification", "max_length": 24, "labels": _DISEASES},
             "adapter": {"target_modules": _LAST_LAYER},
-            "training": {"learning_rate": 0.015, "max_steps": 16, "batch_size": 96},
+            "training": {"learning_rate": 0.01, "max_steps": 40, "batch_size": 192},
         },
         private={"clipping_norm": 0.5, "max_physical_batch": 64},
         units=("record",),
@@ -103,8 +107,8 @@ CASES = {
     "notes": Case(
         settings={
             "data": {"embedded_patients": 4000, "test_fraction": 0.03},
-            "task": {"max_length": 160},
-            "training": {"learning_rate": 0.003, "max_steps": 12, "batch_size": 32},
+            "task": {"max_length": 128},
+            "training": {"learning_rate": 0.003, "max_steps": 40, "batch_size": 128},
         },
         private={"clipping_norm": 0.5, "max_records_per_unit": 4, "max_physical_batch": 64},
         units=("record", "patient"),
@@ -121,7 +125,7 @@ CASES = {
             },
             "task": {"max_length": 64},
             "adapter": {"lora_r": 1, "freeze_a": True},
-            "training": {"learning_rate": 0.02, "max_steps": 1, "batch_size": 8},
+            "training": {"learning_rate": 0.05, "max_steps": 1, "batch_size": 8},
             "federation": {
                 "rounds": 12,
                 "fraction": 0.1,
@@ -132,12 +136,11 @@ CASES = {
         private={"mode": "central", "delta": 1e-3, "clipping_norm": 0.2},
         units=("silo",),
         where=("coordinator",),
+        plain={"training": {"learning_rate": 0.01}},  # at 0.05 it diverges: nothing is clipped
     ),
 }
-_FEDERATED: dict[str, Any] = {
-    "training": {"max_steps": 4, "batch_size": 32},
-    "federation": {"rounds": 4, "partition": {"by": "iid", "silos": 4}},
-}
+_SILOS = 4
+_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -151,13 +154,13 @@ class Run:
     seed: int
 
     def config(self) -> RunConfig:
-        """The run's settings."""
+        """The run's settings; rows are split anew for each kind of unit (see `on_files`)."""
         case = CASES[self.case]
         parts = [case.settings, {"seed": self.seed}]
         if self.case == "abstracts":
             parts.append({"model": {"path": minilm()}})
         if self.where == "federated":
-            parts.append(_FEDERATED)
+            parts.append(_divided(case.settings["training"]))
         if self.epsilon is not None:
             local: dict[str, Any] = {} if self.unit == "silo" else {"unit": self.unit}
             promise = {"mode": "local", "held_out": "public", "target_epsilon": self.epsilon}
@@ -165,7 +168,20 @@ class Run:
             if self.unit == "record":
                 private.pop("max_records_per_unit", None)
             parts.append({"privacy": {**promise, **local, **private}})
+        else:
+            parts.append(case.plain)
         return RunConfig.model_validate(merged(*parts))
+
+
+def _divided(training: dict[str, Any]) -> dict[str, Any]:
+    """The same steps and about as many units a step: each silo takes its share of the batch."""
+    return {
+        "training": {
+            "max_steps": training["max_steps"] // _ROUNDS,
+            "batch_size": training["batch_size"] // _SILOS,
+        },
+        "federation": {"rounds": _ROUNDS, "partition": {"by": "iid", "silos": _SILOS}},
+    }
 
 
 def grid(names: list[str], seeds: list[int]) -> Iterator[Run]:
@@ -179,11 +195,29 @@ def grid(names: list[str], seeds: list[int]) -> Iterator[Run]:
                         yield Run(name, where, unit, epsilon, seed)
 
 
+def on_files(run: Run, folder: Path) -> RunConfig:
+    """The run's settings on files of their own: one split a case and seed, for every epsilon and
+    unit, with all rows of a patient on one side.
+    """
+    widest = replace(run, unit=CASES[run.case].units[-1], epsilon=EPSILONS[0]).config()
+    splits = load_splits(widest)
+    columns = {name: name for name in CONTENT_COLUMNS[splits.train.format]}
+    if widest.privacy.unit == "patient":
+        columns["privacy_unit"] = "unit_id"
+    data: dict[str, Any] = {"source": "files", "columns": columns}
+    for part, rows in (("train", splits.train), ("test", splits.test)):
+        file = folder / f"{part}.jsonl"
+        rows.rows.select_columns(list(columns.values())).to_json(file)
+        data[f"{part}_files"] = [str(file)]
+    settings = run.config().model_dump(exclude_unset=True)
+    return RunConfig.model_validate({**settings, "data": data})
+
+
 def measure(run: Run) -> dict[str, Any]:
     """Train, and give held-out scores before and after with what was promised."""
-    config = run.config()
     began, cpu = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
+        config = on_files(run, Path(folder))
         # a budget of its own: each line is the cost of its run alone
         os.environ["FEDTUNE_LEDGER"] = str(Path(folder) / "ledger.sqlite")
         out = Path(folder) / "run"
@@ -194,10 +228,11 @@ def measure(run: Run) -> dict[str, Any]:
             compared = simulate(config, out, compare=False)
             last = compared.rounds[-1]
             scores = {"trained": {"loss": last.loss, "accuracy": last.metric}}
+        promised = [told(plan) for plan in plans(run, config)]
     return {
         **asdict(run),
         **scores,
-        "plans": [told(plan) for plan in plans(run, config)],
+        "plans": promised,
         "delta": config.privacy.delta,
         "accountant": config.privacy.accountant,
         "seconds": round(time.monotonic() - began),

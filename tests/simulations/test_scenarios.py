@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedtune.cli.main import main
+from fedtune.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = sorted((ROOT / "simulations" / "scenarios").glob("*.yaml"))
@@ -31,6 +32,21 @@ def arguments(scenario: Path) -> list[str]:
     return [str(scenario), f"model.path={Path(found.origin).parent / 'model'}"]
 
 
+def in_one_place(scenario: Path) -> list[str]:
+    """How long `train` trains. Under privacy as the federation does: all its steps, and in a step
+    as many units as its silos take together; for the same noise fewer would learn less.
+    """
+    config = load_config(scenario)
+    federation, training = config.federation, config.training
+    if not config.private:
+        return ["training.max_steps=100"]
+    assert training.max_steps is not None
+    return [
+        f"training.max_steps={federation.rounds * training.max_steps}",
+        f"training.batch_size={federation.partition.silos * training.batch_size}",
+    ]
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
 def test_a_scenario_passes_its_dry_run(scenario: Path, tmp_path: Path):
     given = [*arguments(scenario), f"output.dir={tmp_path / 'run'}", "--dry-run"]
@@ -46,7 +62,7 @@ def test_a_scenario_improves_on_the_untouched_base(scenario: Path, verb: str, tm
     if verb == "train" and "mode: central" in scenario.read_text():
         pytest.skip("noise on the sum of silos' deltas: there are none in `train`")
     if verb == "train":
-        given.append("training.max_steps=100")
+        given += in_one_place(scenario)
     assert main([verb, *given]) == 0
     scores = json.loads((tmp_path / "run" / "comparison.json").read_text())
     print(json.dumps(scores))
