@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_ENDING_SECONDS = 15.0
+_ENDING_SECONDS = 8.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from aiohttp import web
 
 _STARTING_SECONDS = 30.0
 _ENDING_SECONDS = 15.0
+_LAST_ANSWERS_SECONDS = 2.0
 
 
 @dataclass
@@ -29,7 +30,9 @@ class Served:
 
         def work() -> None:
             asyncio.set_event_loop(self._loop)
-            runner = web.AppRunner(self.application, access_log=None)
+            runner = web.AppRunner(
+                self.application, access_log=None, shutdown_timeout=_LAST_ANSWERS_SECONDS
+            )
             try:
                 self._loop.run_until_complete(runner.setup())
                 site = web.TCPSite(runner, self.host, self.port, ssl_context=self.tls)

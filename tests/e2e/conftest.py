@@ -104,6 +104,13 @@ class Federation:
             process.wait()
             raise
 
+    def end(self) -> None:
+        """Stop all, at once."""
+        for process in self.processes.values():
+            process.terminate()
+        for name in [*self.processes]:
+            self.stop(name)
+
     def told(self, name: str) -> str:
         """What the process has said so far."""
         return (self.folder / f"{name}.out").read_text(errors="replace")
@@ -193,5 +200,4 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         made.online(*SILOS)
         yield made
     finally:
-        for name in [*made.processes]:
-            made.stop(name)
+        made.end()
