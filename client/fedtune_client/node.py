@@ -28,7 +28,7 @@ from fedtune.data.load import load_all
 from fedtune.errors import FedtuneError, InputError
 from fedtune.identity.proof import prove
 from fedtune.models.base_files import base_digest
-from fedtune.training.charging import Party, charge_run
+from fedtune.training.charging import Course, Party, charge_run
 from fedtune.training.prepare import prepare_on
 from fedtune.training.private import private_steps
 from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
@@ -91,8 +91,10 @@ class Node:
         if kept is not None:
             _log.info("run %s, round %d: sent again as it was", asked.run, told.round)
             return kept
-        self._charge(opened, told)
+        course = self._charge(opened, told)
         opened.replies.begin(told.round)
+        if course is not None:
+            course.reach(course.at + 1)
         update = self._shown(opened.silo.train(told))
         opened.replies.keep(told, update)
         _log.info("run %s, round %d: trained", asked.run, told.round)
@@ -167,17 +169,22 @@ class Node:
         self._opened = Opened(silo, rows, Replies(self.folder / "runs" / asked.run_hash))
         return self._opened
 
-    def _charge(self, opened: Opened, told: Instruction) -> None:
+    def _charge(self, opened: Opened, told: Instruction) -> Course | None:
         """The run's whole plan before its first step; a round that was begun before, again."""
         silo, private = opened.silo, opened.silo.private
         if private is None:
-            return
-        a_round = private.plan.steps // silo.config.federation.rounds
-        again = a_round if opened.replies.begun(told.round) else 0
-        party = Party(f"silo {silo.name}", opened.rows, private, again)
-        folder = opened.replies.folder
+            return None
+        rounds, begun = silo.config.federation.rounds, opened.replies.begun()
+        party = Party(f"silo {silo.name}", opened.rows, private, private.plan.steps // rounds)
         try:
-            charge_run(silo.config, [party], folder=folder, run=silo.run_hash)
+            return charge_run(
+                silo.config,
+                [party],
+                folder=opened.replies.folder,
+                run=silo.run_hash,
+                done=len(begun),
+                to_come=1 + rounds - len({*begun, told.round}),
+            ).course
         except InputError as error:
             _log.warning("refused: %s", error)
             raise RefusedError("the silo's privacy budget does not allow it") from None

@@ -25,12 +25,12 @@ class Replies:
 
     folder: Path
 
-    def begun(self, number: int) -> bool:
-        """Whether training for this round was begun before, whatever became of it."""
+    def begun(self) -> list[int]:
+        """The rounds for which training was begun, whatever became of it, in order."""
         file = self.folder / "begun.jsonl"
         if not file.exists():
-            return False
-        return any(json.loads(line)["round"] == number for line in file.read_text().splitlines())
+            return []
+        return [json.loads(line)["round"] for line in file.read_text().splitlines()]
 
     def begin(self, number: int) -> None:
         """Remember that training for the round begins; on disk when it returns."""

@@ -18,6 +18,7 @@ from fedtune.privacy.chained_rows import Addition, ChainedRows, Damage, Row
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Exposure, Figures, Met, Unit, exposures, figures_of, meet
 from fedtune.privacy.fingerprints import People
+from fedtune.privacy.positions import Position, body_of, check_follows, latest_position
 from fedtune.privacy.told import rounded_down, rounded_up
 
 _ZERO = Figures(0.0, 0.0)
@@ -40,7 +41,7 @@ class Request:
     """`events` that are to be charged to all of `people`; `plan` is kept as it is.
 
     What is spent is told at `delta` if there is no budget. `limit` is a lower one, of this request
-    alone.
+    alone. `course` tells this charged run from another of the same settings on the same data.
     """
 
     run: str
@@ -51,6 +52,7 @@ class Request:
     plan: Mapping[str, Any]
     delta: float
     limit: float | None = None
+    course: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,15 +138,17 @@ class Ledger:
         """The secret that `fingerprints` takes."""
         return self.file.key
 
-    def charge(self, requests: Sequence[Request]) -> list[Charge]:
+    def charge(self, requests: Sequence[Request], position: Position | None = None) -> list[Charge]:
         """Charge all of `requests`, durably, or raise InputError and charge none of them.
 
         Refused when anybody would have spent more than the budget, or than a `limit` if that is
         less. Without both, everything is charged and nothing refused. Each is composed with those
-        before it.
+        before it. `position` is where the run then begins; all is kept or nothing, as in `move`.
         """
         with self.file.adding() as file:
             rows = file.rows()
+            if position:
+                _add_position(position, rows, file)
             budget, charges = _budget(rows), _charges(rows)
             earlier = [
                 (row.body["run"], met)
@@ -179,12 +183,25 @@ class Ledger:
         self._refuse(request, own, figures, at, _least(budget, request.limit), runs)
         body = {
             **{"kind": "charge", "time": _now(), "run": request.run, "purpose": request.purpose},
+            **{"course": request.course},
             **{"unit": request.unit, "units": units, "named": bool(len(people.patients))},
             **{"events": [event.to_json() for event in new.events], "plan": dict(request.plan)},
             **{"delta": at, "epsilon": asdict(after)},
         }
         row = file.add(body, blob=people.to_bytes())
         return Charge(row.number, row.hash, request.run, new.unit, *figures, at, budget, runs)
+
+    def move(self, position: Position) -> None:
+        """Note, durably, that a run has come to `position`; to be called before it can be seen.
+
+        Raises RunFailedError, and notes nothing, when a copy of the run has come somewhere since.
+        """
+        with self.file.adding() as file:
+            _add_position(position, file.rows(), file)
+
+    def position(self, run: str, course: str | None) -> Position | None:
+        """Where this course of a run was last; None if the ledger doesn't know it."""
+        return latest_position(self.file.rows(), run, course)
 
     def set_budget(self, epsilon: float, delta: float) -> Row:
         """Set the most that anybody may spend from now on; for the local administrator only."""
@@ -279,6 +296,11 @@ def _asked(request: Request) -> Met:
     if not request.events:
         raise ValueError("nothing to charge")
     return Met(request.unit, request.people, tuple(request.events), request.run)
+
+
+def _add_position(position: Position, rows: Sequence[Row], file: Addition) -> None:
+    check_follows(rows, position)
+    file.add({"time": _now(), **body_of(position)})
 
 
 def _charges(rows: Sequence[Row]) -> list[Row]:

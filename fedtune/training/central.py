@@ -14,7 +14,7 @@ from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.privacy.done import Done
 from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.training import processes
-from fedtune.training.charging import Charged, Party, charge_run
+from fedtune.training.charging import Paid, Party, charge_run
 from fedtune.training.checkpoints import CheckpointFolder, run_hash
 from fedtune.training.evaluation import evaluate_together
 from fedtune.training.events import Evaluated, Event, Listener, Saved, StepDone
@@ -70,8 +70,8 @@ def train(
         comparison = {"base": _base_score(prepared)} if shown else {}
         checkpoints = CheckpointFolder(out / "checkpoints", run_hash(config, facts))
         with kept_unless_refused(out, resume=resume):
-            charged = _charge(prepared, private, checkpoints, out) if private else None
-        result = _fit(prepared, private, checkpoints, out, listeners)
+            paid = _charge(prepared, private, checkpoints, out) if private else None
+        result = _fit(prepared, private, paid, checkpoints, out, listeners)
         if shown:
             comparison["trained"] = _score(prepared)
         if processes.is_main():
@@ -84,7 +84,7 @@ def train(
             processes=processes.count(),
             comparison=comparison,
             data=facts,
-            done={"run": charged.done(private)} if charged and private else {},
+            done={"run": paid.parties[0].done(private)} if paid and private else {},
         )
 
 
@@ -98,18 +98,23 @@ def _claim(prepared: Prepared, out: Path, *, resume: bool) -> None:
 
 def _charge(
     prepared: Prepared, private: PrivateSteps, checkpoints: CheckpointFolder, out: Path
-) -> Charged:
-    # what a stopped run did after its last checkpoint was seen by nobody, unless it had ended
-    ended = (out / "adapter").exists() and checkpoints.latest_step < private.plan.steps
-    again = 0 if checkpoints.latest_step and not ended else None
-    party = Party("train", prepared.splits.train, private, again)
-    (charged,) = charge_run(prepared.config, [party], folder=out, run=checkpoints.run_hash)
-    return charged
+) -> Paid:
+    party = Party("train", prepared.splits.train, private)
+    done = checkpoints.latest_step
+    return charge_run(
+        prepared.config,
+        [party],
+        folder=out,
+        run=checkpoints.run_hash,
+        done=done,
+        to_come=private.plan.steps - done,
+    )
 
 
 def _fit(
     prepared: Prepared,
     private: PrivateSteps | None,
+    paid: Paid | None,
     checkpoints: CheckpointFolder,
     out: Path,
     listeners: Iterable[Listener],
@@ -125,6 +130,7 @@ def _fit(
             validation=prepared.validation or (),
             checkpoints=checkpoints,
             private=private,
+            before_release=paid.course.reach if paid else None,
         )
 
 

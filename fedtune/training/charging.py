@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import secrets
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,82 +12,143 @@ from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.errors import InputError
+from fedtune.privacy.chained_rows import Row
 from fedtune.privacy.done import Done
 from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Figures
 from fedtune.privacy.fingerprints import fingerprints
 from fedtune.privacy.ledger import Budget, Charge, Ledger, Request, ledger_path
+from fedtune.privacy.positions import Position, next_position
 from fedtune.training.private import unit_of
 
 CHARGED = "charged.json"
 """In a run's folder: what was charged for it, so that a resumed run knows and no other run does."""
+_Place = tuple[int, str, str]
+"""Where a charge is in the ledger, and for what purpose it was made."""
 
 
 @dataclass(frozen=True)
 class Party:
     """Whose `rows` take the `private` steps, under the `purpose` that the ledger keeps.
 
-    A run that goes on was charged when it began: then only `again` steps are, those that an
-    interrupted round may have released before (0: none). Without `again` the plan is charged whole,
-    and so are steps whose charge the run's folder doesn't know of, or the ledger doesn't.
+    `each` of the steps are taken between one position of the run and the next.
     """
 
     purpose: str
     rows: ExampleSet
     private: PrivateSteps
-    again: int | None = None
+    each: int = 1
 
 
 @dataclass(frozen=True)
 class Charged:
-    """All charges made for one party's data by this run so far, in order; never empty."""
+    """What was charged for one party's data by this run so far; `charge` is the last of it.
 
-    charges: tuple[Charge, ...]
+    What copies of the run's folder were charged is in it: they are the same run.
+    """
+
+    charge: Charge
     events: tuple[GaussianEvent, ...]
 
     def done(self, private: PrivateSteps) -> Done:
         """What the statement tells: everything that was charged counts as released."""
         steps = private.plan.steps_of(self.events)
-        return Done(private.plan, self.events, steps, self.charges[-1])
+        return Done(private.plan, self.events, steps, self.charge)
+
+
+@dataclass
+class Course:
+    """The way of a charged run, which the ledger is told before anything new of it can be seen."""
+
+    ledger: Ledger
+    position: Position
+    at: int
+
+    def reach(self, at: int) -> None:
+        """Note that what comes of `at` steps (or rounds) is about to be seen.
+
+        Raises RunFailedError when a copy of the run has taken what was paid for.
+        """
+        if at <= self.at:
+            return
+        position = next_position(self.position, self.position.left - (at - self.at))
+        self.ledger.move(position)
+        self.position, self.at = position, at
+
+
+@dataclass(frozen=True)
+class Paid:
+    """A run whose steps are paid for: what was charged for each party, and its course."""
+
+    parties: tuple[Charged, ...]
+    course: Course
 
 
 def charge_run(
-    config: RunConfig, parties: Sequence[Party], *, folder: Path, run: str
-) -> list[Charged]:
+    config: RunConfig,
+    parties: Sequence[Party],
+    *,
+    folder: Path,
+    run: str,
+    done: int,
+    to_come: int,
+) -> Paid:
     """Charge each party's steps to everybody in its rows; `run` is told by its hash.
+
+    A run that goes on was charged when it began: of the positions `to_come` after those `done` only
+    what the ledger doesn't have left for it is charged again, be it that they were taken before, or
+    that the ledger knows nothing of it. Where the run's folder knows of no charge, the plan is.
 
     Raises InputError, with nothing charged to any party, when somebody's budget doesn't allow it
     or the ledger is damaged.
     """
     ledger = Ledger.open(ledger_path(config.privacy.ledger))
-    known = {(row.number, row.hash) for row in ledger.charges(run)}
+    known = {_place(row) for row in ledger.charges(run)}
     entries = _read(folder / CHARGED)
-    due = [(party, steps) for party in parties if (steps := _unpaid(party, entries, known))]
-    requests = [_request(config, party, steps, run, ledger.key) for party, steps in due]
-    charges = ledger.charge(requests)  # also of none: what it said to be known is checked
+    last = ledger.position(run, entries[-1]["course"]) if entries else None
+    more = to_come - (last.left if last else 0)
+    due = [(party, steps) for party in parties if (steps := _unpaid(party, entries, known, more))]
+    start = _start(run, last, to_come)
+    requests = [_request(config, party, n, start, ledger.key) for party, n in due]
+    # also of none: what the ledger said to be known is checked
+    charges = ledger.charge(requests, start if requests else None)
     if charges:
-        entries = [entry for entry in entries if _place(entry) in known]
+        entries = [entry for entry in entries if _place_of(entry) in known]
         entries += map(_entry, requests, charges)
         write_text(folder / CHARGED, json.dumps(entries, indent=2) + "\n")
-    return [_charged(party.purpose, entries) for party in parties]
+    position = start if charges or last is None else last
+    rows = ledger.charges(run)
+    charged = tuple(_charged(party.purpose, entries, rows) for party in parties)
+    return Paid(charged, Course(ledger, position, done))
 
 
 def _unpaid(
-    party: Party, entries: Sequence[dict[str, Any]], known: Container[tuple[int, str]]
+    party: Party,
+    entries: Sequence[dict[str, Any]],
+    known: Container[_Place],
+    more: int,
 ) -> int:
-    """The steps to charge: those before, if the ledger doesn't know of them, and those to come."""
+    """The steps to charge: those before, if the ledger doesn't know of them, and `more` to come."""
     mine = [entry for entry in entries if entry["purpose"] == party.purpose]
-    lost = [_event(entry).count for entry in mine if _place(entry) not in known]
-    if mine and party.again is not None:
-        return sum(lost) + party.again
-    return sum(lost) + party.private.plan.steps + (party.again or 0)
+    if not mine:
+        return max(party.private.plan.steps, more * party.each)
+    lost = sum(_event(entry).count for entry in mine if _place_of(entry) not in known)
+    return lost + max(0, more) * party.each
 
 
-def _request(config: RunConfig, party: Party, steps: int, run: str, key: bytes) -> Request:
+def _start(run: str, last: Position | None, to_come: int) -> Position:
+    """The position that a charge begins with: what it pays for is taken from there on."""
+    if last is not None:
+        return next_position(last, max(last.left, to_come))
+    return Position(run=run, course=secrets.token_hex(16), left=to_come, follows=None)
+
+
+def _request(config: RunConfig, party: Party, steps: int, start: Position, key: bytes) -> Request:
     unit, plan = unit_of(config), party.private.plan
     return Request(
-        run=run,
+        run=start.run,
+        course=start.course,
         purpose=party.purpose,
         unit=unit,
         people=fingerprints(party.rows, key, unit),
@@ -98,21 +160,45 @@ def _request(config: RunConfig, party: Party, steps: int, run: str, key: bytes) 
 
 def _entry(request: Request, charge: Charge) -> dict[str, Any]:
     (event,) = request.events
-    told = {"purpose": request.purpose, "event": event.to_json()}
+    told = {"purpose": request.purpose, "course": request.course, "event": event.to_json()}
     return {**told, "charge": dataclasses.asdict(charge)}
 
 
-def _charged(purpose: str, entries: Sequence[dict[str, Any]]) -> Charged:
-    mine = [entry for entry in entries if entry["purpose"] == purpose]
-    return Charged(tuple(_charge(entry["charge"]) for entry in mine), tuple(map(_event, mine)))
+def _charged(purpose: str, entries: Sequence[dict[str, Any]], rows: Sequence[Row]) -> Charged:
+    """What the ledger's `rows` say of the folder's `entries`, and of what its copies were charged.
+
+    The last may be a copy's, whose own folder alone knows more of it than the ledger.
+    """
+    places = {_place_of(entry) for entry in entries}
+    course = entries[-1]["course"]
+    mine = [
+        row
+        for row in rows
+        if row.body["purpose"] == purpose
+        and (_place(row) in places or (course and row.body.get("course") == course))
+    ]
+    events = (GaussianEvent.from_json(event) for row in mine for event in row.body["events"])
+    last = mine[-1]
+    charge = dataclasses.replace(
+        next(_charge(one["charge"]) for one in reversed(entries) if one["purpose"] == purpose),
+        row=last.number,
+        hash=last.hash,
+        after=Figures(**last.body["epsilon"]),
+        delta=last.body["delta"],
+    )
+    return Charged(charge, tuple(events))
 
 
 def _event(entry: dict[str, Any]) -> GaussianEvent:
     return GaussianEvent.from_json(entry["event"])
 
 
-def _place(entry: dict[str, Any]) -> tuple[int, str]:
-    return entry["charge"]["row"], entry["charge"]["hash"]
+def _place(row: Row) -> _Place:
+    return row.number, row.hash, row.body["purpose"]
+
+
+def _place_of(entry: dict[str, Any]) -> _Place:
+    return entry["charge"]["row"], entry["charge"]["hash"], entry["purpose"]
 
 
 def _charge(values: dict[str, Any]) -> Charge:
@@ -132,6 +218,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
             _charge(entry["charge"])
             _event(entry)
             str(entry["purpose"])
+            entry.setdefault("course", None)  # of a run that began before there were courses
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the record of charges is damaged ({error})", where=path) from None
     return list(entries)

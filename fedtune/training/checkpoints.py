@@ -63,7 +63,7 @@ class CheckpointFolder:
             "run_hash": self.run_hash,
             "digests": {name: part.digest() for name, part in parts.items()},
         }
-        folder = self.path / f"step-{progress.step:08d}"
+        folder = self.path / _name(progress.step)
         needed = sum(part.payload_bytes for part in parts.values())
         with new_folder(folder, needed=needed) as draft:
             for name, part in parts.items():
@@ -107,6 +107,8 @@ class CheckpointFolder:
                 where=folder,
                 mend="put the file back as it was, or set another `output.dir`",
             )
+        if folder.name != _name(progress.step):
+            raise InputError(f"checkpoint is damaged (of step {progress.step})", where=folder)
         parts = {name: TensorSet.load(folder / f"{name}.safetensors") for name in digests}
         if damaged := [name for name, part in parts.items() if part.digest() != digests[name]]:
             raise InputError(f"checkpoint is damaged ({damaged[0]})", where=folder)
@@ -114,6 +116,10 @@ class CheckpointFolder:
 
     def _finished(self) -> list[Path]:
         return finished_folders(self.path, "step-")
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def finished_folders(path: Path, prefix: str) -> list[Path]:

@@ -66,12 +66,14 @@ class Trainer:
         proximal_mu: float = 0.0,
         checkpoints: CheckpointFolder | None = None,
         private: PrivateSteps | None = None,
+        before_release: Callable[[int], None] | None = None,
     ) -> TrainingResult:
         """Train `model` in place, from the latest checkpoint if there is one.
 
         `validation` is what `eval_steps` evaluates on. With `proximal_mu` each step also pulls
         towards the received weights (FedProx, Li et al. 2020, eq. 2). With `private` the gradients
-        are those of its plan, and nothing exact is told of `train`. Raises RunFailedError on a
+        are those of its plan, and nothing exact is told of `train`; `before_release` is called
+        before anything that comes of so many of its steps can be seen. Raises RunFailedError on a
         loss that is not finite, InputError on a checkpoint that is not this run's, ValueError
         where `eval_steps` has nothing to evaluate on.
         """
@@ -86,6 +88,7 @@ class Trainer:
         if attached:
             gradients = partial(self._private_gradients, attached)
         progress = checkpoints.restore(model, optimizer) if checkpoints else Progress()
+        release = before_release or (lambda step: None)
         with _learning(model, self._settings), _interruptible(checkpoints) as told_to_stop:
             while progress.step < steps and not self._gives_up(progress):
                 began = time.monotonic()
@@ -100,13 +103,19 @@ class Trainer:
                 progress.loss_sum += loss or 0.0
                 seconds = time.monotonic() - began
                 self._tell(StepDone(progress.step, steps, loss, rate, count, seconds))
-                if _due(self._settings.eval_steps, progress.step, steps):
+                evaluating = _due(self._settings.eval_steps, progress.step, steps)
+                if evaluating:
+                    release(progress.step)
                     self._evaluate(model, validation, progress)
                 stopping = processes.agree(told_to_stop())
-                if checkpoints and (stopping or self._save_due(progress.step, steps)):
+                # private steps whose scores were told are kept: taken anew, they would cost anew
+                kept = stopping or (private is not None and evaluating)
+                if checkpoints and (kept or self._save_due(progress.step, steps)):
+                    release(progress.step)
                     self._save(checkpoints, model, optimizer, progress)
                 if stopping:
                     break
+        release(progress.step)
         if progress.best is not None:
             write_state(model, progress.best)
         return TrainingResult(

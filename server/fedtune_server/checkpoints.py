@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run_hash: str) -> None
         "reports": checkpoint.reports,
     }
     needed = sum(part.payload_bytes for part in parts.values())
-    with new_folder(folder / f"round-{checkpoint.round:06d}", needed=needed) as draft:
+    with new_folder(folder / _name(checkpoint.round), needed=needed) as draft:
         for key, part in parts.items():
             part.save(draft / f"{key}.safetensors")
         (draft / "round.json").write_text(json.dumps(facts))
@@ -61,6 +61,10 @@ def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
         owner, number, reports = facts["run_hash"], int(facts["round"]), list(facts["reports"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint is damaged ({error})", where=path) from None
+    if path.name != _name(number) or len(reports) != number:
+        raise InputError(
+            f"checkpoint is damaged (round {number}, {len(reports)} reports)", where=path
+        )
     if owner != run_hash:
         raise InputError(
             "checkpoint was made with other settings or other data",
@@ -73,6 +77,10 @@ def load_latest(folder: Path, run_hash: str) -> Checkpoint | None:
             raise InputError("checkpoint is damaged (its digest differs)", where=path)
     memory = {k.removeprefix("memory-"): part for k, part in parts.items() if k != "adapter"}
     return Checkpoint(number, GlobalState(parts["adapter"], memory), reports)
+
+
+def _name(number: int) -> str:
+    return f"round-{number:06d}"
 
 
 def _finished(folder: Path) -> list[Path]:

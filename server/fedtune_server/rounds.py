@@ -51,11 +51,13 @@ def run_rounds(
     *,
     checkpoints: Path | None = None,
     resume: bool = False,
+    before_round: Callable[[int], None] | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     evaluate: Evaluate | None = None,
 ) -> tuple[GlobalState, list[RoundReport]]:
     """Run what is left of the rounds; return the last state and the reports of all rounds.
 
+    `before_round` hears of a round before any silo does, `on_round` when it has ended.
     Raises QuorumLostError when fewer than `min_silos` good replies came by a round's deadline
     (the last finished round stays in `checkpoints`), InputError when the plan can't ever meet
     the quorum or a checkpoint is not this run's.
@@ -66,6 +68,8 @@ def run_rounds(
     made_here = False
     for number in range(len(reports) + 1, plan.federation.rounds + 1):
         began = time.monotonic()
+        if before_round is not None:
+            before_round(number)
         published, requests = _publish(rule, state, plan, number)
         # from here on the state is a view of the bytes that are sent; its own memory is free
         spare = state.adapter.memory if made_here and published is not state else None

@@ -26,7 +26,7 @@ from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
 from fedtune.tensors import TensorSet
-from fedtune.training.charging import Charged, Party, charge_run
+from fedtune.training.charging import Paid, Party, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import check_private
 from fedtune.training.run_folder import PARTITION, claim_folder, kept_unless_refused
@@ -86,7 +86,7 @@ def simulate(
         check_quorum(plan)
         _claim(setting, rule, out, resume=resume)
         with kept_unless_refused(out, resume=resume):
-            charges = _charge(setting, out, resume=resume)
+            paid = _charge(setting, out)
         with _log(config, out, on_round) as log:
 
             def coordinate(grid: Grid, nodes: Mapping[str, int], poll_seconds: float) -> Outcome:
@@ -97,6 +97,7 @@ def simulate(
                     dataclasses.replace(plan, nodes=nodes, poll_seconds=poll_seconds),
                     checkpoints=out / "checkpoints",
                     resume=resume,
+                    before_round=paid.course.reach if paid else None,
                     on_round=log,
                     evaluate=setting.score,
                 )
@@ -105,7 +106,7 @@ def simulate(
         _save(setting, state, reports, out)
         scores = _compare(setting, initial, state, out, on_work, resume=resume) if compare else {}
         sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
-        done = _done(setting, rule, charges)
+        done = _done(setting, rule, paid)
         return SimulationResult(reports, out / "adapter", scores, setting.splits.facts, sizes, done)
 
 
@@ -144,28 +145,29 @@ def _log(config: RunConfig, out: Path, on_round: OnRound | None) -> Iterator[OnR
             logger.close()
 
 
-def _charge(setting: Setting, out: Path, *, resume: bool) -> dict[str, Charged]:
+def _charge(setting: Setting, out: Path) -> Paid | None:
     """Charge each silo's private steps of all rounds, before any is taken; all silos or none."""
-    config, parties = setting.config, {}
-    done, rounds = latest_round(out / "checkpoints"), config.federation.rounds
+    config, rounds, parties = setting.config, setting.config.federation.rounds, []
     for name, private in sorted(setting.private.items()):
-        # an interrupted round may have sent its deltas
-        a_round = private.plan.steps // rounds
-        again = (0 if done == rounds else a_round) if resume and done else None
         rows = setting.splits.train.select(setting.partition[name])
-        parties[name] = Party(f"silo {name}", rows, private, again)
+        parties.append(Party(f"silo {name}", rows, private, private.plan.steps // rounds))
     if not parties:  # no promise, no ledger
-        return {}
-    charged = charge_run(config, list(parties.values()), folder=out, run=setting.run_hash)
-    return dict(zip(parties, charged, strict=True))
+        return None
+    done = latest_round(out / "checkpoints")
+    return charge_run(
+        config, parties, folder=out, run=setting.run_hash, done=done, to_come=rounds - done
+    )
 
 
-def _done(setting: Setting, rule: Rule, charges: Mapping[str, Charged]) -> dict[str, Done]:
+def _done(setting: Setting, rule: Rule, paid: Paid | None) -> dict[str, Done]:
     """What the statement is about: each silo's steps in all rounds, or the coordinator's rounds."""
     if isinstance(rule, SiloLevel):
         spent = rule.spending
         return {"run": Done(rule.plan, spent.events(), len(spent.released))}
-    return {name: charges[name].done(private) for name, private in setting.private.items()}
+    if paid is None:
+        return {}
+    silos = zip(sorted(setting.private.items()), paid.parties, strict=True)
+    return {name: charged.done(private) for (name, private), charged in silos}
 
 
 def _check_record(rule: Rule, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,20 @@ def test_a_round_that_was_cut_is_charged_again(
             ask(ours, message_of(config))
     assert charges(ours) == 1
     ask(node(), message_of(config))
+    assert charges(ours) == 2
+
+
+def test_a_node_whose_record_was_put_back_pays_for_what_it_does_again(node: Callable[..., Node]):
+    config, ours = run_of(PRIVATE), node()
+    ask(ours, message_of(config))
+    shutil.copytree(ours.folder / "runs", ours.folder / "kept")
+    ask(ours, message_of(config, number=2))
+    assert charges(ours) == 1
+    shutil.rmtree(ours.folder / "runs")
+    (ours.folder / "kept").rename(ours.folder / "runs")
+    ask(node(), message_of(config, number=2))
+    assert charges(ours) == 2
+    ask(node(), message_of(config, number=3))
     assert charges(ours) == 2
 
 

@@ -22,14 +22,31 @@ def _bug(
     folder = "tests/training" if where == "test_private.py" else "tests/privacy"
     path = where if "/" in where else f"{folder}/{where}"
     ids = tuple(f"{path}::{test}" for test in tests)
-    source = f"{file}.py" if file.startswith("simulations/") else f"fedtune/{file}.py"
+    ours = file.startswith(("simulations/", "server/", "client/"))
+    source = f"{file}.py" if ours else f"fedtune/{file}.py"
     return Mutation(name, seen_in, source, before, after, ids)
 
 
 _CHARGED_FIRST = """        with kept_unless_refused(out, resume=resume):
-            charged = _charge(prepared, private, checkpoints, out) if private else None
+            paid = _charge(prepared, private, checkpoints, out) if private else None
 """
-_THEN_TRAINED = """        result = _fit(prepared, private, checkpoints, out, listeners)
+_THEN_TRAINED = """        result = _fit(prepared, private, paid, checkpoints, out, listeners)
+"""
+_TOLD = """                    release(progress.step)
+"""
+_SAVED = """                    self._save(checkpoints, model, optimizer, progress)
+"""
+_SCORED = """                    self._evaluate(model, validation, progress)
+"""
+_HEARD = """        if before_round is not None:
+            before_round(number)
+"""
+_SENT = """        published, requests = _publish(rule, state, plan, number)
+        # from here on the state is a view of the bytes that are sent; its own memory is free
+        spare = state.adapter.memory if made_here and published is not state else None
+        state = published
+        fold = rule.fold(state, spare)
+        state, report = _run_round(grid, rule, fold, requests, plan, number, evaluate)
 """
 
 BUGS = [
@@ -716,44 +733,110 @@ BUGS = [
         "a charge that the ledger doesn't know counts as made",
         "way 8 (the ledger was deleted between a run and its resume)",
         "training/charging",
-        "known = {(row.number, row.hash) for row in ledger.charges(run)}",
-        "known = {_place(entry) for entry in _read(folder / CHARGED)}",
+        "known = {_place(row) for row in ledger.charges(run)}",
+        "known = {_place_of(entry) for entry in _read(folder / CHARGED)}",
         _RUNS,
-        "test_a_charge_that_the_ledger_does_not_know_is_made_again",
+        "test_a_charge_that_the_ledger_does_not_know_is_made_again_with_all_that_is_to_come",
     ),
     _bug(
         "a run that goes on believes a damaged ledger",
         "way 8",
         "training/charging",
-        "charges = ledger.charge(requests)  #",
-        "charges = ledger.charge(requests) if requests else []  #",
+        "charges = ledger.charge(requests, start if requests else None)",
+        "charges = ledger.charge(requests, start) if requests else []",
         _RUNS,
         "test_a_ledger_of_which_a_part_is_gone_lets_no_run_begin_or_go_on[True-.head]",
+    ),
+    # copies of a run's folder
+    _bug(
+        "each copy of a run goes on with the charge of the first",
+        "way 8 (a folder put back after a kill)",
+        "training/charging",
+        "more = to_come - (last.left if last else 0)",
+        "more = 0",
+        _RUNS,
+        "test_a_killed_run_goes_on_for_nothing_and_its_copies_pay",
     ),
     _bug(
         "a run that had ended is finished again for nothing",
         "way 8",
-        "training/central",
-        "checkpoints.latest_step and not ended",
-        "checkpoints.latest_step",
+        "privacy/positions",
+        "for row in reversed(rows):",
+        "for row in rows:",
         _RUNS,
-        "test_a_run_whose_steps_may_be_released_twice_pays_them_twice[the last checkpoint]",
+        "test_a_finished_run_whose_checkpoints_are_gone_pays_for_what_it_takes_again"
+        "[the last checkpoint]",
     ),
     _bug(
         "a run without a checkpoint goes on for nothing",
         "way 8",
         "training/central",
-        "checkpoints.latest_step and not ended",
-        "not ended",
+        "to_come=private.plan.steps - done,",
+        "to_come=private.plan.steps - done if done else 0,",
         _RUNS,
-        "test_a_run_whose_steps_may_be_released_twice_pays_them_twice[all checkpoints]",
+        "test_a_finished_run_whose_checkpoints_are_gone_pays_for_what_it_takes_again"
+        "[all checkpoints]",
+    ),
+    _bug(
+        "two copies at work share one charge",
+        "way 8",
+        "privacy/positions",
+        "if position.follows != (latest.token if latest else None):",
+        "if False:",
+        _RUNS,
+        "test_of_two_copies_at_work_one_is_stopped_before_anything_can_be_seen",
+    ),
+    _bug(
+        "the ledger hears of a checkpoint when it is on disk",
+        "way 8 (a kill between the two writes)",
+        "training/trainer",
+        _TOLD + _SAVED,
+        _SAVED + _TOLD,
+        _RUNS,
+        "test_a_checkpoint_that_was_begun_counts_as_seen",
+    ),
+    _bug(
+        "a score is told before the ledger hears of its steps",
+        "ways 8 and 9",
+        "training/trainer",
+        _TOLD + _SCORED,
+        _SCORED + _TOLD,
+        _RUNS,
+        "test_a_score_that_is_told_is_kept_and_the_ledger_hears_of_it_first",
+    ),
+    _bug(
+        "a checkpoint's name says how far a run was",
+        "way 8",
+        "training/checkpoints",
+        "if folder.name != _name(progress.step):",
+        "if False:",
+        _RUNS,
+        "test_a_checkpoint_that_calls_itself_later_than_it_is_is_refused",
+    ),
+    _bug(
+        "a run from before positions goes on for nothing",
+        "way 8",
+        "training/charging",
+        "(last.left if last else 0)",
+        "(last.left if last else to_come)",
+        _RUNS,
+        "test_a_run_from_before_the_ledger_knew_positions_pays_for_what_is_to_come",
+    ),
+    _bug(
+        "a copy's statement doesn't tell what the other copies cost",
+        "way 8",
+        "training/charging",
+        '(course and row.body.get("course") == course)',
+        "False",
+        _RUNS,
+        "test_a_killed_run_goes_on_for_nothing_and_its_copies_pay",
     ),
     _bug(
         "a federation without a checkpoint goes on for the price of a round",
         "Opacus issues 608, 688; way 8",
         "simulations/fedtune_simulations/simulate",
-        "if resume and done else None",
-        "if resume else None",
+        "to_come=rounds - done",
+        "to_come=rounds - done if done else 1",
         _FEDERATIONS,
         "test_rounds_whose_checkpoint_is_gone_are_paid_again[all]",
     ),
@@ -761,18 +844,45 @@ BUGS = [
         "a round that may have been sent twice is counted once",
         "way 8",
         "simulations/fedtune_simulations/simulate",
-        "(0 if done == rounds else a_round)",
-        "0",
+        "before_round=paid.course.reach if paid else None,",
+        "before_round=None,",
         _FEDERATIONS,
         "test_rounds_whose_checkpoint_is_gone_are_paid_again[the last]",
+    ),
+    _bug(
+        "the ledger hears of a round when silos have answered",
+        "way 8 (a kill inside a round)",
+        "server/fedtune_server/rounds",
+        _HEARD + _SENT,
+        _SENT + _HEARD,
+        _FEDERATIONS,
+        "test_the_ledger_hears_of_a_round_before_its_silos_do",
+    ),
+    _bug(
+        "a round's name says how far a federation was",
+        "way 8",
+        "server/fedtune_server/checkpoints",
+        "or len(reports) != number",
+        "",
+        _FEDERATIONS,
+        "test_a_round_that_calls_itself_later_than_it_is_is_refused",
     ),
     _bug(
         "a federation's ledger that is gone forgets the round that was sent twice",
         "way 8",
         "training/charging",
-        "return sum(lost) + party.again",
-        "return sum(lost) or party.again",
+        "return lost + max(0, more) * party.each",
+        "return lost or max(0, more) * party.each",
         _FEDERATIONS,
         "test_a_run_whose_ledger_is_gone_is_charged_whole_when_it_goes_on",
+    ),
+    _bug(
+        "a node's record of rounds is put back for nothing",
+        "way 8",
+        "client/fedtune_client/node",
+        "course.reach(course.at + 1)",
+        "pass",
+        "tests/client/test_node.py",
+        "test_a_node_whose_record_was_put_back_pays_for_what_it_does_again",
     ),
 ]

@@ -1,14 +1,22 @@
 """The ledger and a federation's run: what is refused stays refused, what is repeated counts."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fedtune_client.silo import own_words_only
+from fedtune_simulations.events import Working
+from fedtune_simulations.simulate import simulate
 
 from fedtune.cli.main import main
+from fedtune.config.load import load_config
 from fedtune.errors import InputError, RunFailedError
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
@@ -86,6 +94,66 @@ def test_rounds_whose_checkpoint_is_gone_are_paid_again(tmp_path: Path, lost: st
     assert charged() == of_each(paid)
     facts = json.loads((folder / "privacy.json").read_text())["parties"]
     assert {party["steps_released"] for party in facts.values()} == {paid}
+
+
+def left() -> int:
+    """The rounds that were paid for and of which nothing was seen."""
+    rows = Ledger.open(ledger_path()).export()
+    return [int(row["left"]) for row in rows if row["kind"] == "position"][-1]
+
+
+def test_copies_of_a_killed_federation_pay_for_the_rounds_that_they_take_again(tmp_path: Path):
+    rounds, more = 4, "federation.rounds=4"
+    folder, config = tmp_path / "run", tmp_path / "c.yaml"
+    config.write_text(CONFIG)
+    command = ["simulate", str(config), f"output.dir={folder}", "--no-compare", more]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedtune", *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not ((folder / "charged.json").exists() and left() == rounds - 2):  # in its second round
+        assert process.poll() is None, "ended before its second round"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert [p.name for p in (folder / "checkpoints").glob("round-*[0-9]")] == ["round-000001"]
+    shutil.copytree(folder, tmp_path / "second")
+    assert run(folder, more, "--resume") == 0
+    assert charged() == of_each(rounds + 1)  # the interrupted round's deltas may have been sent
+    assert run(tmp_path / "second", more, "--resume") == 0
+    assert charged() == of_each(rounds + 1 + 3)
+    for copy in (folder, tmp_path / "second"):
+        assert run(copy, more, "--resume") == 0  # finished: nothing is charged, all is told
+        facts = json.loads((copy / "privacy.json").read_text())["parties"]
+        assert {party["steps_released"] for party in facts.values()} == {rounds + 1 + 3}
+    assert charged() == of_each(rounds + 1 + 3)
+
+
+def test_the_ledger_hears_of_a_round_before_its_silos_do(tmp_path: Path):
+    config = tmp_path / "c.yaml"
+    config.write_text(CONFIG)
+    seen: list[tuple[int | None, int]] = []
+
+    def at_work(event: Working) -> None:
+        seen.append((event.round, left()))
+
+    simulate(load_config(config), tmp_path / "run", compare=False, on_work=at_work)
+    assert seen == [(1, 1), (1, 1), (2, 0), (2, 0)]
+
+
+def test_a_round_that_calls_itself_later_than_it_is_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    assert run(folder) == 0
+    last = folder / "checkpoints" / "round-000002" / "round.json"
+    facts = json.loads(last.read_text())
+    last.write_text(json.dumps({**facts, "reports": facts["reports"][:1]}))
+    assert run(folder, "--resume") == 2
+    assert "checkpoint is damaged (round 2, 1 reports)" in capsys.readouterr().err
 
 
 def test_a_run_whose_ledger_is_gone_is_charged_whole_when_it_goes_on(tmp_path: Path):
