@@ -81,10 +81,11 @@ def _run(
 
 
 def _federated(result: "SimulationResult") -> dict[str, dict[str, float]]:
-    """The last round's scores, for a run without a comparison."""
+    """The last round's scores, for a run without a comparison; empty if it may tell none."""
     last = result.rounds[-1]
     told = {"loss": last.loss, "accuracy": last.metric}
-    return {"federated": {name: value for name, value in told.items() if value is not None}}
+    known = {name: value for name, value in told.items() if value is not None}
+    return {"federated": known} if known else {}
 
 
 def _show(result: "SimulationResult") -> None:

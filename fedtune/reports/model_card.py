@@ -12,6 +12,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
 from fedtune.privacy.told import rounded_up
 from fedtune.reports.privacy_prose import whose
+from fedtune.training.private import scores_shown
 
 _SECTIONS = ("task", "adapter", "training", "seed")
 
@@ -63,9 +64,9 @@ def model_card(
             else "- **No secure aggregation**: there was one place of training."
         ),
         "## Data",
-        _data(data, silos) if promised["promise"] is None else _little(data, silos),
+        _data(config, data, silos) if promised["promise"] is None else _little(config, data, silos),
         "## Held-out test metrics",
-        _table(scores),
+        _table(scores) if scores else _no_scores(config),
         "## Settings",
         _settings(config, federated=bool(silos)),
     ]
@@ -88,21 +89,28 @@ def _promise(promised: Mapping[str, Any]) -> str:
     )
 
 
-def _little(data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
+def _format(config: RunConfig, data: DataFacts) -> str:
+    """The rows' own format: a label prompt makes prompts and completions of text and label."""
+    if config.data.label_prompt is None:
+        return f"format `{data.format}`"
+    return "format `text_label`, each text learned after a prompt of its label"
+
+
+def _little(config: RunConfig, data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
     """What may be told of private data: no exact count, no fingerprint."""
-    lines = [f"- examples of format `{data.format}`; how many is not told"]
+    lines = [f"- examples of {_format(config, data)}; how many is not told"]
     return "\n".join([*lines, *([f"- {len(silos)} silos"] if silos else [])])
 
 
-def _data(data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
+def _data(config: RunConfig, data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
     counts = f"{data.train_examples:,} training"
     prints = f"training `{data.train_fingerprint[:16]}`"
     if data.validation_examples:
         counts += f", {data.validation_examples:,} validation"
         prints += f", validation `{data.validation_fingerprint[:16]}`"
     lines = [
-        f"- {counts} and {data.test_examples:,} held-out test examples of format "
-        f"`{data.format}`; {data.bad_rows:,} bad rows left out",
+        f"- {counts} and {data.test_examples:,} held-out test examples of "
+        f"{_format(config, data)}; {data.bad_rows:,} bad rows left out",
         f"- fingerprints: {prints}, test `{data.test_fingerprint[:16]}`",
     ]
     if silos:
@@ -113,14 +121,18 @@ def _data(data: DataFacts, silos: Mapping[str, int | None] | None) -> str:
 
 
 def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    if not scores:
-        return "None: the run was not compared."
     names = list(dict.fromkeys(name for metrics in scores.values() for name in metrics))
     rows = [f"| | {' | '.join(names)} |", f"|---{'|---:' * len(names)}|"]
     for who, metrics in scores.items():
         cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in names]
         rows.append(f"| {who} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _no_scores(config: RunConfig) -> str:
+    if scores_shown(config):
+        return "None: the run was not compared."
+    return "None: exact scores would tell of the people in the held-out rows."
 
 
 def _settings(config: RunConfig, *, federated: bool) -> str:

@@ -54,7 +54,8 @@ _NOT_COVERED = (
     "adds up (the ledger counts them as one if an earlier run had their words under one id)",
     "what all runs in the ledger cost together: that figure is exact and tells whether somebody in "
     "these data was in earlier runs",
-    "side channels: the time a step takes, memory, network traffic and failures",
+    "side channels: the time a step or a round takes (reports leave it out, but who watches a run "
+    "can see it), memory, network traffic and failures",
     "files that stay where the data are: the cache, checkpoints, partition.json, charged.json, "
     "manifest.json and logs",
 )

@@ -159,6 +159,7 @@ def _run(
         deployed_hash(told, folder.name),
         POLL_SECONDS,
         {"run": ConfigRecord(said)},
+        timed=not config.private,
     )
     checkpoints = folder.path / "checkpoints"
 

@@ -46,6 +46,7 @@ def told(report: RoundReport, rule: Rule) -> RoundReport:
 
     Then neither a loss on silos' rows nor the words of a silo's error; and where the promise rests
     on nobody knowing whom a round asked, nothing that tells it: names, bytes and seconds.
+    Seconds of any private run are left out before (`RunPlan.timed`).
     """
     if not isinstance(rule, SiloLevel):
         return report

@@ -32,7 +32,8 @@ Evaluate = Callable[[GlobalState], dict[str, float]]
 class RunPlan:
     """Who takes part and what identifies the run. `nodes` maps silo names to Flower node ids.
 
-    `said` goes with every instruction, beside what the round itself needs.
+    `said` goes with every instruction, beside what the round itself needs. `timed` is whether
+    reports tell how long rounds took: in a private run that hangs on whom chance took for a step.
     """
 
     nodes: Mapping[str, int]
@@ -41,6 +42,7 @@ class RunPlan:
     run_hash: str
     poll_seconds: float = 1.0
     said: Mapping[str, ConfigRecord] = field(default_factory=dict)
+    timed: bool = True
 
 
 def run_rounds(
@@ -194,7 +196,7 @@ def _run_round(
         metric=None,
         bytes_up=tally.bytes,
         bytes_down=sum(request.payload_bytes for request in requests.values()),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - began if plan.timed else None,
         silos=tally.silos,
         failures=failures,
     )

@@ -82,7 +82,8 @@ def simulate(
         initial = read_state(setting.model)
         rule.start(initial)
         nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
-        plan = RunPlan(nodes, config.federation, config.seed, setting.run_hash)
+        timed = not config.private
+        plan = RunPlan(nodes, config.federation, config.seed, setting.run_hash, timed=timed)
         check_quorum(plan)
         _claim(setting, rule, out, resume=resume)
         with kept_unless_refused(out, resume=resume):

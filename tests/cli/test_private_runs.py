@@ -24,6 +24,10 @@ NEAR = 3e-6  # two ways of adding up one loss
 DURATION = re.compile(r'"seconds": ?[\d.]+')  # may be any number, a loss's too
 PRIVACY = {"mode": "local", "noise_multiplier": 1.0, "max_records_per_unit": 2, "delta": 1e-3}
 APART = {"validation_fraction": 0.2}
+NO_SCORES = (
+    "## Held-out test metrics\n\n"
+    "None: exact scores would tell of the people in the held-out rows.\n\n## Settings"
+)
 SMALL: dict[str, Any] = {
     "data": {"embedded_patients": 40},
     "task": {"max_length": 64},
@@ -115,6 +119,8 @@ def test_a_run_tells_no_loss_no_metric_and_no_count(
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["run_hash"], manifest["data"]) == (None, {})  # no digest of rows
     ready = prepare(load_config(Path(given[1])))
+    card = (folder / "adapter" / "README.md").read_text()
+    assert NO_SCORES in card
     everything = {**texts(folder), "stdout": said.out, "stderr": said.err}
     assert places_of_losses(everything, exact_losses(ready)) == []
     weights = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -180,6 +186,10 @@ def test_a_silos_steps_are_planned_for_all_rounds_and_nothing_exact_leaves_it(
         (2, None, None),
         (3, None, None),
     ]
+    assert NO_SCORES in (folder / "adapter" / "README.md").read_text()
+    # as in `train`: how long a round took hangs on how many units chance took
+    assert [r["seconds"] for r in told["rounds"]] == [None, None, None]
+    assert not DURATION.search(" ".join(texts(folder).values()))
     ready = prepare(load_config(Path(given[1])))
     assert places_of_losses(texts(folder), exact_losses(ready)) == []
     plan = private_steps(ready.config, ready.splits.train, rounds=3).plan

@@ -180,6 +180,12 @@ def test_a_statement_that_leaves_a_part_out_is_refused(
     assert says in refused(capsys, private_run, tmp_path / "texts.jsonl", "--labels", "Gout")
 
 
+def test_the_runs_card_names_the_rows_own_format(open_run: Path):
+    card = (open_run / "adapter" / "README.md").read_text()
+    assert "of format `text_label`, each text learned after a prompt of its label;" in card
+    assert "prompt_completion" not in card
+
+
 def test_the_seed_decides_and_a_label_does_not_depend_on_others(open_run: Path, tmp_path: Path):
     def drawn(*arguments: str, labels: str = "Asthma,Gout") -> list[dict]:
         out = tmp_path / "texts.jsonl"

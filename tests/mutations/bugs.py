@@ -565,6 +565,15 @@ BUGS = [
         "test_a_private_runs_own_rows_are_not_scored_and_others_are_with_a_warning",
     ),
     _bug(
+        "how long a private round took is published",
+        "folklore: a step's time tells how many units it took",
+        "simulations/fedtune_simulations/simulate",
+        "timed = not config.private",
+        "timed = True",
+        "tests/cli/test_private_runs.py",
+        "test_a_silos_steps_are_planned_for_all_rounds_and_nothing_exact_leaves_it",
+    ),
+    _bug(
         "a digest of private rows in the manifest",
         "folklore: who guesses the rows can check",
         "reports/manifest",
