@@ -159,7 +159,7 @@ class TensorSet:
             data = _little_endian(self.memory).tobytes()
         else:
             data = b"".join(_little_endian(tensor).data for tensor in self.tensors.values())
-        return {**_layout(self.spec)}, (WIRE_DTYPE, (self.count,), WIRE_STYPE, data)
+        return layout_of(self.spec), (WIRE_DTYPE, (self.count,), WIRE_STYPE, data)
 
     @staticmethod
     def from_wire(layout: Mapping[str, Any], array: Any, expected: Spec) -> "TensorSet":
@@ -168,9 +168,7 @@ class TensorSet:
         Raises ValueError unless all is as `expected`: names, shapes, dtype, exact byte count,
         and every scalar finite.
         """
-        wanted = _layout(expected)
-        if any(layout.get(key) != wanted[key] for key in wanted):
-            raise ValueError(f"other tensors were sent: {_layout_difference(wanted, layout)}")
+        check_layout(layout, expected)
         count = sum(math.prod(shape) for _, shape in expected)
         if (array.dtype, array.stype) != (WIRE_DTYPE, WIRE_STYPE):
             raise ValueError(f"sent {array.dtype} as {array.stype}, want float32 as {WIRE_STYPE}")
@@ -197,6 +195,23 @@ class TensorSet:
 def payload_size(spec: Spec) -> int:
     """Bytes of a set of this spec on the wire, without making one."""
     return 4 * sum(math.prod(shape) for _, shape in spec)
+
+
+def sizes_of(spec: Spec) -> list[int]:
+    """Scalars of each tensor, in order."""
+    return [math.prod(shape) for _, shape in spec]
+
+
+def layout_of(spec: Spec) -> Layout:
+    """Names and shapes as they are sent."""
+    return {**_layout(spec)}
+
+
+def check_layout(layout: Mapping[str, Any], expected: Spec) -> None:
+    """Raise ValueError unless an untrusted layout is that of `expected`."""
+    wanted = _layout(expected)
+    if any(layout.get(key) != wanted[key] for key in wanted):
+        raise ValueError(f"other tensors were sent: {_layout_difference(wanted, layout)}")
 
 
 def _is_finite(whole: Tensor) -> bool:

@@ -8,7 +8,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedtune.aggregation.lora_names import residual_spec
+from fedtune.delta_encoding import Encoded
 from fedtune.tensors import Spec, TensorSet
+from fedtune_client.encoders import Encoder, as_float32
 
 _MAX_ROUND = 100_000
 
@@ -54,9 +56,14 @@ def _configured_name(context: Context) -> str:
 
 
 def make_client_app(
-    load_silo: Callable[[Context], Silo], name_of: Callable[[Context], str] = _configured_name
+    load_silo: Callable[[Context], Silo],
+    name_of: Callable[[Context], str] = _configured_name,
+    encoder_of: Callable[[Context], Encoder] = lambda context: as_float32,
 ) -> ClientApp:
-    """A ClientApp that answers `train` with the silo of `load_silo`, `query` with its name."""
+    """A ClientApp that answers `train` with the silo of `load_silo`, `query` with its name.
+
+    What the silo learned goes through its encoder of `encoder_of`.
+    """
     app = ClientApp()
 
     @app.query()
@@ -67,7 +74,9 @@ def make_client_app(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         silo = load_silo(context)
-        return reply(message, silo.train(read_instruction(message, silo.spec, silo.run_hash)))
+        told = read_instruction(message, silo.spec, silo.run_hash)
+        update = silo.train(told)
+        return reply(message, update, encoder_of(context)(update.delta, told.round))
 
     return app
 
@@ -105,9 +114,9 @@ def _residual(message: Message, adapter: Spec) -> TensorSet:
     return TensorSet.from_wire(layout, array["tensors"], residual_spec(adapter, layout))
 
 
-def reply(message: Message, update: LocalUpdate) -> Message:
-    """The answer to `message`."""
-    layout, array = update.delta.to_wire()
+def reply(message: Message, update: LocalUpdate, encoded: Encoded | None = None) -> Message:
+    """The answer to `message`; the delta is float32 unless it comes `encoded`."""
+    layout, array = encoded or update.delta.to_wire()
     numbers = {**{k: float(v) for k, v in update.metrics.items()}, "examples": update.examples}
     content = RecordDict(
         {

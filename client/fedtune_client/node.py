@@ -35,7 +35,7 @@ from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
 from fedtune_client.node_config import NodeConfig
 from fedtune_client.policy import BaseModelConfig, refusals
 from fedtune_client.replies import Replies
-from fedtune_client.silo import LocalSilo
+from fedtune_client.silo import LocalSilo, silo_encoder
 
 MAX_SETTINGS_CHARACTERS = 200_000
 _Read = TypeVar("_Read")
@@ -99,6 +99,17 @@ class Node:
         opened.replies.keep(told, update)
         _log.info("run %s, round %d: trained", asked.run, told.round)
         return update
+
+    def answer(self, message: Message) -> Message:
+        """The reply to a `train` message, encoded as the run says. Raises as `train` does."""
+        update = self.train(message)
+        opened, number = self._opened, message.content["round"]["number"]
+        assert opened is not None  # noqa: S101 - `train` has opened it
+        encode = silo_encoder(opened.silo.config, opened.silo.name, opened.replies.folder / "left")
+        try:
+            return reply(message, update, encode(update.delta, number))
+        except ValueError as error:
+            raise RefusedError(f"what was trained can't be sent: {error}") from None
 
     def prove(self, message: Message) -> RecordDict:
         """Who this node is, in answer to a `query` with a run and a fresh number."""
@@ -206,7 +217,7 @@ def node_app(node: Node) -> ClientApp:
 
     @app.train()
     def train(message: Message, _: Context) -> Message:
-        return reply(message, node.train(message))
+        return node.answer(message)
 
     return app
 

@@ -8,7 +8,10 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedtune.config.schema import RunConfig
 from fedtune.errors import FedtuneError, RunFailedError
@@ -20,6 +23,9 @@ from fedtune.tensors import Spec
 from fedtune.training.events import Listener
 from fedtune.training.trainer import Trainer
 from fedtune_client.app import Instruction, LocalUpdate
+from fedtune_client.encoders import Encoder, encoder_of
+
+_ROUNDING = 1  # tells the draws of rounding from those of training
 
 
 @dataclass(frozen=True)
@@ -70,3 +76,12 @@ def silo_seed(seed: int, silo: str, round_number: int) -> int:
     """A seed for one silo's training in one round."""
     digest = hashlib.sha256(json.dumps([seed, silo, round_number]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def silo_encoder(config: RunConfig, silo: str, folder: Path) -> Encoder:
+    """How the silo's deltas leave it in a run; what it keeps between rounds is in `folder`."""
+
+    def draw(round_number: int) -> np.random.Generator:
+        return np.random.default_rng([silo_seed(config.seed, silo, round_number), _ROUNDING])
+
+    return encoder_of(config.federation.delta_encoding, folder, draw)

@@ -6,6 +6,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fedtune.config.section import BelowOne, Section
 
+Encoding = Literal["float32", "bfloat16", "int8"]
+"""How a delta travels."""
+
 
 class PartitionConfig(Section):
     """How one data set is divided into silos for a simulation."""
@@ -104,6 +107,12 @@ class FederationConfig(Section):
     )
     norm_bound: PositiveFloat | None = Field(
         None, description="norm_bounding: largest L2 norm of a delta; larger ones are scaled down."
+    )
+    delta_encoding: Encoding = Field(
+        "float32",
+        description="How a silo's delta travels. `bfloat16`: rounded, half the bytes. `int8`: a "
+        "quarter, rounded at random so that it is right on average; what rounding took is added to "
+        "the silo's next delta.",
     )
     server_optimizer: ServerOptimizerConfig = Field(default_factory=ServerOptimizerConfig)
     silo_ranks: dict[str, PositiveInt] = Field(

@@ -40,7 +40,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_secure_sum_has_no_single_deltas(cls, given: Any) -> Any:
-        """Refuse, by both names, what secure aggregation would hide from a rule."""
+        """Refuse, by both names, what secure aggregation would hide, or sends in its own way."""
         federation = given.get("federation") if isinstance(given, dict) else None
         if isinstance(federation, dict) and given.get("secure_aggregation"):
             rule = federation.get("aggregation")
@@ -49,6 +49,12 @@ class RunConfig(Section):
                     f"`federation.aggregation: {rule}` needs single deltas, which "
                     "`secure_aggregation: true` hides from the coordinator"
                     + (": there each silo bounds its own" if rule == "norm_bounding" else "")
+                )
+            encoding = federation.get("delta_encoding", "float32")
+            if encoding != "float32":
+                raise ValueError(
+                    f"`federation.delta_encoding: {encoding}` can't be used with "
+                    "`secure_aggregation: true`, which has a fixed point of its own"
                 )
         return given
 

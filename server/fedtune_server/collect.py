@@ -8,6 +8,7 @@ from typing import Literal
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedtune.config.federation import Encoding
 from fedtune.tensors import Spec
 from fedtune_server.messages import Update, read_update
 
@@ -29,11 +30,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Request:
-    """One silo's instruction and the spec that its delta must have."""
+    """One silo's instruction, and the spec and encoding that its delta must have."""
 
     node: int
     content: RecordDict
     expected: Spec
+    encoding: Encoding = "float32"
 
     @property
     def payload_bytes(self) -> int:
@@ -64,7 +66,7 @@ def collect(
         for silo in sorted(requests)
     }
     settled = (
-        _settle(grid, silo, identifier, requests[silo].expected, deadline, poll_seconds, accept)
+        _settle(grid, silo, identifier, requests[silo], deadline, poll_seconds, accept)
         for silo, identifier in pushed.items()
     )
     return [failure for failure in settled if failure is not None]
@@ -80,7 +82,7 @@ def _settle(
     grid: Grid,
     silo: str,
     identifier: str | None,
-    expected: Spec,
+    request: Request,
     deadline: float,
     poll_seconds: float,
     accept: Callable[[str, Update], None],
@@ -95,7 +97,7 @@ def _settle(
         reason: Reason = "unreachable" if code in _UNREACHABLE else "client_error"
         return Failure(silo, reason, text[:_LONGEST_DETAIL])
     try:
-        update = read_update(reply, expected)
+        update = read_update(reply, request.expected, request.encoding)
     except ValueError as error:
         return Failure(silo, "bad_reply", str(error)[:_LONGEST_DETAIL])
     accept(silo, update)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedtune.config.federation import Encoding
+from fedtune.delta_encoding import decode
 from fedtune.tensors import Spec, TensorSet
 
 MAX_EXAMPLES = 10**9
@@ -14,10 +16,11 @@ MAX_EXAMPLES = 10**9
 class Update:
     """A silo's accepted reply. `metrics` are the silo's own finite numbers.
 
-    `delta` is a view of the reply's bytes, which live as long as it does.
+    `delta`, sent in `payload_bytes`, is a view of the reply's bytes if these are float32.
     """
 
     delta: TensorSet
+    payload_bytes: int
     examples: int
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -46,7 +49,7 @@ def tensors_in(content: RecordDict, spec: Spec) -> TensorSet:
     return TensorSet.from_wire(content["layout"], content["state"]["tensors"], spec)
 
 
-def read_update(reply: Message, expected: Spec) -> Update:
+def read_update(reply: Message, expected: Spec, encoding: Encoding = "float32") -> Update:
     """Parse a reply. Raises ValueError unless it is a delta of spec `expected` with its count."""
     # not by `content.array_records`: its cycle keeps the bytes until the next collection
     records = [reply.content.get(name) for name in ("delta", "layout", "numbers")]
@@ -60,7 +63,8 @@ def read_update(reply: Message, expected: Spec) -> Update:
         kinds = ", ".join(type(record).__name__ for record in records)
         raise ValueError(f"reply has no delta, layout and numbers ({kinds})")
     examples, metrics = _examples(numbers), _finite(numbers)
-    return Update(TensorSet.from_wire(layout, delta["tensors"], expected), examples, metrics)
+    array = delta["tensors"]
+    return Update(decode(layout, array, expected, encoding), len(array.data), examples, metrics)
 
 
 def _examples(numbers: MetricRecord) -> int:

@@ -91,7 +91,7 @@ class Tally:
     def add(self, silo: str, update: Update) -> None:
         """Count one good reply."""
         self.silos.append(silo)
-        self.bytes += update.delta.payload_bytes
+        self.bytes += update.payload_bytes
         if "loss" in update.metrics:
             self.losses.append((update.metrics["loss"], update.examples))
 

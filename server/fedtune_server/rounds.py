@@ -157,7 +157,8 @@ def _publish(
             made[group] = content, received.spec
             if received is state.adapter:
                 published = dataclasses.replace(state, adapter=tensors_in(content, received.spec))
-        requests[silo] = Request(plan.nodes[silo], *made[group])
+        encoding = plan.federation.delta_encoding
+        requests[silo] = Request(plan.nodes[silo], *made[group], encoding)
     return published, requests
 
 

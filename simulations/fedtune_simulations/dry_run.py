@@ -13,6 +13,7 @@ from fedtune.aggregation.fedex import most_residual_bytes
 from fedtune.aggregation.rules import deltas_kept
 from fedtune.config.schema import RunConfig
 from fedtune.data.partition import check_partition
+from fedtune.delta_encoding import encoded_size
 from fedtune.privacy.central import SiloLevel
 from fedtune.reports.dry_run import DryRun, PlanFacts, facts, outline, plan_facts
 from fedtune.tensors import Spec, TensorSet, payload_size
@@ -67,12 +68,12 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     if resume and (saved := load_latest(out / "checkpoints", run)):
         check_fits(saved, blank, out / "checkpoints")
     state = rule.start(blank)
-    sizes = {
-        name: payload_size(rule.received_by(rule.group_of(name), state).spec) for name in nodes
-    }
+    specs = {name: rule.received_by(rule.group_of(name), state).spec for name in nodes}
+    down = {name: payload_size(spec) for name, spec in specs.items()}
     asked = [sample_silos(plan, number) for number in rounds]
-    first = sum(sizes[name] for name in asked[0])
-    everything = 2 * sum(sizes[name] for names in asked for name in names)
+    encoding = config.federation.delta_encoding
+    up = {name: encoded_size(spec, encoding) for name, spec in specs.items()}
+    everything = sum(down[name] + up[name] for names in asked for name in names)
     if config.federation.aggregation == "fedex":
         # k silos leave a residual of k - 1 times their rank, and residuals add up
         a_round = (len(asked[0]) - 1) * config.adapter.lora_r
@@ -91,8 +92,8 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
         steps=sum(
             steps_for(config.training, len(chosen[name])) for names in asked for name in names
         ),
-        bytes_down_a_round=first,
-        bytes_up_a_round=first,
+        bytes_down_a_round=sum(down[name] for name in asked[0]),
+        bytes_up_a_round=sum(up[name] for name in asked[0]),
         bytes_all_rounds=everything,
         privacy={name: plan_facts(plan) for name, plan in plans.items()},
     )

@@ -1,9 +1,13 @@
 """Where a simulation's silos run: one after another in this process, or as Ray's workers."""
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from fedtune_client.app import make_client_app
+from fedtune_client.encoders import Encoder
+from fedtune_client.silo import silo_encoder
 from fedtune_server.reports import RoundReport
 from flwr.serverapp import Grid
 
@@ -17,7 +21,8 @@ from fedtune_simulations.setting import Setting, SimulatedSilo
 Outcome = tuple[GlobalState, list[RoundReport]]
 Coordinate = Callable[[Grid, Mapping[str, int], float], Outcome]
 """The coordinator: given a grid, the node of each silo, and how often to ask (seconds)."""
-Engine = Callable[[Setting, Listener | None, Coordinate], Outcome]
+Engine = Callable[[Setting, Path, Listener | None, Coordinate], Outcome]
+"""Given also the folder for what silos keep between rounds."""
 
 
 def engine_of(config: RunConfig) -> Engine:
@@ -39,11 +44,21 @@ def check_engine(config: RunConfig) -> None:
         )
 
 
-def in_process(setting: Setting, on_work: Listener | None, coordinate: Coordinate) -> Outcome:
+def in_process(
+    setting: Setting, kept: Path, on_work: Listener | None, coordinate: Coordinate
+) -> Outcome:
     """One silo after another, each with the memory of one."""
     app = make_client_app(
-        lambda context: SimulatedSilo(str(context.node_config["silo"]), setting, on_work)
+        lambda context: SimulatedSilo(str(context.node_config["silo"]), setting, on_work),
+        encoder_of=lambda context: simulated_encoder(
+            setting.config, str(context.node_config["silo"]), kept
+        ),
     )
     timeout = setting.config.federation.round_timeout_seconds
     grid = InProcessGrid(app, setting.silos, timeout)
     return coordinate(grid, grid.nodes, 0.0)
+
+
+def simulated_encoder(config: RunConfig, silo: str, kept: Path) -> Encoder:
+    """The silo's encoder, with a folder of its own below `kept`: a name may be no file's."""
+    return silo_encoder(config, silo, kept / hashlib.sha256(silo.encode()).hexdigest()[:16])

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,7 +28,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedtune import telemetry
 from fedtune.config.schema import RunConfig
 from fedtune.training.interrupts import deferred
-from fedtune_simulations.engines import Coordinate, Outcome
+from fedtune_simulations.engines import Coordinate, Outcome, simulated_encoder
 from fedtune_simulations.events import Listener
 from fedtune_simulations.setting import Setting, SimulatedSilo, prepare
 
@@ -54,7 +55,9 @@ class SiloOfWorker:
         return names[int(str(context.node_config["partition-id"]))]
 
 
-def on_ray(setting: Setting, on_work: Listener | None, coordinate: Coordinate) -> Outcome:
+def on_ray(
+    setting: Setting, kept: Path, on_work: Listener | None, coordinate: Coordinate
+) -> Outcome:
     """Run the coordinator against Ray's workers; steps inside them are not told to `on_work`.
 
     Raises RunFailedError when too few workers answer by the round's deadline.
@@ -82,7 +85,9 @@ def on_ray(setting: Setting, on_work: Listener | None, coordinate: Coordinate) -
             started.extend(psutil.Process().children(recursive=True))
 
     started: list[psutil.Process] = []
-    app = make_client_app(load, load.name)
+    app = make_client_app(
+        load, load.name, lambda context: simulated_encoder(config, load.name(context), kept)
+    )
     try:
         _start_ray()
         # after Ray, which takes the signals for itself; before them the runtime ends in good order

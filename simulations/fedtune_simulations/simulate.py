@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,8 +104,9 @@ def simulate(
                     evaluate=setting.score,
                 )
 
-            state, reports = engine_of(config)(setting, on_work, coordinate)
+            state, reports = engine_of(config)(setting, out / "silos", on_work, coordinate)
         _save(setting, state, reports, out)
+        shutil.rmtree(out / "silos", ignore_errors=True)  # whom a round asked may be secret
         scores = _compare(setting, initial, state, out, on_work, resume=resume) if compare else {}
         sizes = {name: None if private else len(data) for name, data in setting.silos.items()}
         done = _done(setting, rule, paid)
@@ -191,6 +193,12 @@ def check_available(config: RunConfig, *, resume: bool = False) -> None:
     if config.federation.engine == "ray" and config.privacy.sampling == "shuffle":
         raise InputError(
             "Ray's workers don't know each other's passes: `shuffle` needs `inprocess`",
+            where="federation.engine",
+        )
+    if config.federation.engine == "ray" and config.federation.delta_encoding == "int8":
+        raise InputError(
+            "Ray's workers may be on several machines, and what `delta_encoding: int8` leaves of a "
+            "delta stays with its silo: it needs `inprocess`",
             where="federation.engine",
         )
     # a silo's local steps are few; the coordinator evaluates and checkpoints after each round

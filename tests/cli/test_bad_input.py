@@ -122,6 +122,14 @@ FILES = [
         )
         for rule in ("fedex", "svd", "median", "trimmed_mean", "multi_krum", "norm_bounding")
     ),
+    *(
+        (
+            f"secure_aggregation: true\nfederation: {{delta_encoding: {encoding}}}\n",
+            f"`federation.delta_encoding: {encoding}` can't be used with "
+            "`secure_aggregation: true`",
+        )
+        for encoding in ("bfloat16", "int8")
+    ),
     (
         "secure_aggregation: true\nfederation: {aggregation: norm_bounding}\n",
         "each silo bounds its own",

@@ -21,6 +21,7 @@ from benchmarks.aggregation_rules import merged
 from fedtune.config.model import ModelConfig
 from fedtune.config.published import deployed_hash
 from fedtune.config.schema import RunConfig
+from fedtune.delta_encoding import encoded_size
 from fedtune.identity.keys import new_identity, public_bytes
 from fedtune.identity.proof import is_proven, new_nonce
 from fedtune.identity.roster import Member
@@ -109,6 +110,21 @@ def test_a_silo_trains_on_its_own_rows_and_answers_like_any_other(node: Callable
     spec = read_state(prepare(config).model).spec
     vars(message.metadata).update(_message_id="m1", _src_node_id=1)
     assert read_update(reply(message, update), spec).delta.digest() == update.delta.digest()
+
+
+def test_a_node_encodes_as_the_run_says_and_sends_the_same_bytes_again(node: Callable[..., Node]):
+    config = run_of({"federation": {"delta_encoding": "int8"}})
+    spec = read_state(prepare(config).model).spec
+    ours = node()
+    sent = []
+    for number in (1, 2, 2):
+        message = message_of(config, number)
+        vars(message.metadata).update(_message_id="m1", _src_node_id=1)
+        update = read_update(ours.answer(message), spec, "int8")
+        sent.append((update.payload_bytes, update.delta.digest()))
+    assert {size for size, _ in sent} == {encoded_size(spec, "int8")}
+    assert sent[0] != sent[1]
+    assert sent[1] == sent[2]
 
 
 def test_neither_count_nor_loss_leaves_unless_the_silo_says_so(node: Callable[..., Node]):

@@ -36,8 +36,8 @@ def tamper(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tamper], None]:
     """Have all silos' replies changed as they leave."""
 
     def start(change: Tamper) -> None:
-        def make(*given: Any) -> Callable[[Message, Context], Message]:
-            app = fedtune_client.app.make_client_app(*given)
+        def make(*given: Any, **named: Any) -> Callable[[Message, Context], Message]:
+            app = fedtune_client.app.make_client_app(*given, **named)
 
             def changed(message: Message, context: Context) -> Message:
                 reply = app(message, context)

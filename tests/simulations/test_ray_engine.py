@@ -37,9 +37,10 @@ def test_both_engines_give_the_same_adapter_and_no_process_stays(
     monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    run(tmp_path / "inprocess")
+    encoded = "federation.delta_encoding=bfloat16"  # the workers make the encoders
+    run(tmp_path / "inprocess", encoded)
     before = {process.pid for process in psutil.process_iter()}
-    run(tmp_path / "ray", "federation.engine=ray")
+    run(tmp_path / "ray", "federation.engine=ray", encoded)
     stayed = [p for p in psutil.process_iter(["name"]) if p.pid not in before]
     assert not [p for p in stayed if "ray" in p.name() or "gcs_server" in p.name()]
     files = [tmp_path / name / "adapter/adapter_model.safetensors" for name in ("inprocess", "ray")]
