@@ -253,7 +253,7 @@ def test_who_it_is_is_proven_for_one_run_and_number(node: Callable[..., Node]):
     for changed in (
         (member, "second", nonce, proof),
         (member, "first", new_nonce(), proof),
-        (member, "first", nonce, proof[:-2] + "00"),
+        (member, "first", nonce, f"{proof[:-2]}{int(proof[-2:], 16) ^ 1:02x}"),
         (member, "first", nonce, "zz"),
         (member.model_copy(update={"silo": "south"}), "first", nonce, proof),
         (
