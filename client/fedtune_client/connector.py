@@ -6,6 +6,7 @@ also signs the time anew, by the coordinator's clock: a node whose own clock is 
 be turned away.
 """
 
+import asyncio
 import base64
 import datetime
 import email.utils
@@ -21,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 MAX_BODY_BYTES = 64 * 2**20
 _HEADERS = ("flwr-public-key", "content-type")
+_TRIED_SECONDS = 60.0
+_PAUSE_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -49,26 +52,33 @@ class Connector:
             yield
 
     async def carry(self, request: web.Request) -> web.Response:
-        """One call there and back; 503, after which Flower asks again, if nobody can be reached."""
+        """One call there and back. While nobody answers it is tried again every second, and after
+        a minute left to Flower with a 503: Flower's own pauses grow, and a node that sleeps for
+        minutes misses a coordinator that is back.
+        """
         body = await request.read()
         headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
+        over = asyncio.get_running_loop().time() + _TRIED_SECONDS
+        while True:
+            try:
+                return await self._carry_once(request.raw_path, body, headers)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                _log.warning("the coordinator can't be reached: %s", error)
+            if asyncio.get_running_loop().time() >= over:
+                return web.Response(status=503)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _carry_once(self, path: str, body: bytes, headers: dict[str, str]) -> web.Response:
         assert self._session is not None  # noqa: S101 - made when the application starts
-        try:
-            async with self._session.post(
-                self.outside + request.raw_path, data=body, headers={**headers, **self._signed()}
-            ) as given:
-                self._set_clock(given.headers.get("date", ""))
-                content = await given.read()
-                if given.status == 403:
-                    _log.error("the coordinator refuses this node: %s", content[:200].decode())
-                return web.Response(
-                    status=given.status,
-                    body=content,
-                    headers={"content-type": given.headers.get("content-type", "")},
-                )
-        except (aiohttp.ClientError, TimeoutError) as error:
-            _log.warning("the coordinator can't be reached: %s", error)
-            return web.Response(status=503)
+        async with self._session.post(
+            self.outside + path, data=body, headers={**headers, **self._signed()}
+        ) as given:
+            self._set_clock(given.headers.get("date", ""))
+            content = await given.read()
+            if given.status == 403:
+                _log.error("the coordinator refuses this node: %s", content[:200].decode())
+            kind = given.headers.get("content-type", "")
+            return web.Response(status=given.status, body=content, headers={"content-type": kind})
 
     def _signed(self) -> dict[str, str]:
         """The time, by the coordinator's clock, and the Flower key's signature over it."""

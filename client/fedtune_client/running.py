@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedtune import telemetry
+from fedtune.errors import RunFailedError
 from fedtune.identity.keys import load_keys
 from fedtune.identity.loopback import loopback_context, new_loopback
 from fedtune.serving.kept import Kept
@@ -26,7 +27,10 @@ _log = logging.getLogger(__name__)
 
 
 def start(folder: Path, stop: threading.Event) -> None:
-    """Take part until `stop`. Raises InputError on a folder that can't be used."""
+    """Take part until `stop`.
+
+    Raises InputError on a folder that can't be used, RunFailedError if the node fails.
+    """
     config, admission, keys = load_node(folder), admission_of(folder), load_keys(folder / "keys")
     node = Node(config, keys.identity, folder)
     place = folder / "loopback"
@@ -58,22 +62,27 @@ def start(folder: Path, stop: threading.Event) -> None:
             {**os.environ, **telemetry.OFF},
             folder / "logs" / "supernode.log",
         )
-        keeper = threading.Thread(target=_keep, args=(supernode, stop), daemon=True)
-        keeper.start()
         _log.info("node of %s: connecting to %s", config.silo, admission.coordinator)
+        failed: list[str] = []
+
+        def work() -> None:
+            try:
+                serve(node_app(node), f"127.0.0.1:{runtime}", secret, stop)
+            except Exception as error:
+                _log.exception("the node can't answer any more")
+                failed.append(type(error).__name__)
+                stop.set()
+
+        threading.Thread(target=work, daemon=True).start()
         try:
-            serve(node_app(node), f"127.0.0.1:{runtime}", secret, stop)
+            while not stop.wait(_CHECK_SECONDS):
+                supernode.check()
         finally:
-            stop.set()
-            keeper.join()
+            # the worker may be in the middle of a round: what it needs to go on is on the disk
             supernode.stop()
             served.stop()
-
-
-def _keep(child: Kept, stop: threading.Event) -> None:
-    while not stop.is_set():
-        child.check()
-        stop.wait(_CHECK_SECONDS)
+        if failed:  # a node that can't answer ends, rather than look alive
+            raise RunFailedError(f"the node can't answer any more ({failed[0]}): see its log")
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class Served:
                 there.set()
             self._loop.run_forever()
             self._loop.run_until_complete(runner.cleanup())
+            self._drop_the_rest()
 
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
@@ -54,6 +55,14 @@ class Served:
         if isinstance(began[0], BaseException):
             raise began[0]
         return began[0]
+
+    def _drop_the_rest(self) -> None:
+        """What still waits for somebody who is not there."""
+        waiting = asyncio.all_tasks(self._loop)
+        for task in waiting:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
+        self._loop.close()
 
     def stop(self) -> None:
         """Answer no more."""

@@ -1,18 +1,47 @@
 """Runs from the operator's side: begun, looked at, stopped, gone on with."""
 
 import datetime
+import json
+import logging
 from typing import Any
 
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune_server.deployed import RunFolder
-from fedtune_server.flower_link import pem_of
+from fedtune_server.flower_link import Link, pem_of
 from fedtune_server.project import Project
-from fedtune_server.running import link_of
 
 ENDED = ("finished", "failed", "stopped")
+_log = logging.getLogger(__name__)
 _OVER = "finished"  # Flower's word
+
+
+def link_of(project: Project) -> Link:
+    """The SuperLink of a coordinator that runs. Raises InputError if it doesn't."""
+    try:
+        facts = json.loads((project.folder / "running.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            "the coordinator doesn't run",
+            where=project.folder,
+            mend=f"fedtune server start {project.folder}",
+        ) from None
+    return Link(facts["superlink"], project.folder / "superlink" / "loopback.crt")
+
+
+def take_up(project: Project, link: Link) -> None:
+    """Go on with the runs that were at work when the coordinator ended, after their last round.
+
+    Flower keeps such a run as running, with nobody at work on it: it is stopped there, and a new
+    one started on the same folder.
+    """
+    for run in _runs(project):
+        told = run.status()
+        if "flower_run" in told and told.get("state") not in ENDED:
+            link.stop_run(int(told["flower_run"]))
+            run.tell("waiting", flower_run=link.start_run(run.name))
+            _log.info("run %s: taken up after round %d", run.name, told.get("round", 0))
 
 
 def begin(project: Project, config: RunConfig, name: str | None) -> RunFolder:
@@ -68,8 +97,12 @@ def standing(project: Project) -> dict[str, Any]:
         m.silo: "revoked" if m.revoked else nodes.get(pem_of(m).decode(), "unknown")
         for m in members
     }
+    return {"silos": silos, "runs": {run.name: look(project, run) for run in _runs(project)}}
+
+
+def _runs(project: Project) -> list[RunFolder]:
     folders = sorted(project.runs.iterdir()) if project.runs.exists() else []
-    return {"silos": silos, "runs": {f.name: look(project, RunFolder(f)) for f in folders}}
+    return [RunFolder(folder) for folder in folders]
 
 
 def _check(config: RunConfig) -> None:

@@ -24,6 +24,7 @@ from fedtune_server.deployed import SERVER_FOLDER
 from fedtune_server.door import Door, outer_tls
 from fedtune_server.flower_link import Link, superexec_command, superlink_command
 from fedtune_server.project import Project
+from fedtune_server.run_start import take_up
 
 _CHECK_SECONDS = 1.0
 _STARTING_SECONDS = 60.0
@@ -77,6 +78,7 @@ def start(project: Project, stop: threading.Event) -> None:
         link.register(roster())
         registered = roster().version
         _serve(served, config.port)
+        take_up(project, link)
         facts = {"process": os.getpid(), "superlink": link.address, "port": config.port}
         write_text(project.folder / "running.json", json.dumps(facts) + "\n")
         _log.info("the coordinator of %s answers at port %d", config.federation, config.port)
@@ -94,19 +96,6 @@ def start(project: Project, stop: threading.Event) -> None:
         for child in reversed(children):
             child.stop()
         secret.unlink(missing_ok=True)
-
-
-def link_of(project: Project) -> Link:
-    """The SuperLink of a coordinator that runs. Raises InputError if it doesn't."""
-    try:
-        facts = json.loads((project.folder / "running.json").read_text())
-    except (OSError, ValueError):
-        raise InputError(
-            "the coordinator doesn't run",
-            where=project.folder,
-            mend=f"fedtune server start {project.folder}",
-        ) from None
-    return Link(facts["superlink"], project.folder / "superlink" / "loopback.crt")
 
 
 def _begin(child: Kept, url: str, certificate: Path, stop: threading.Event) -> None:

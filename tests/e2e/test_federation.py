@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fedtune_server.flower_link import Link
 from fedtune_server.project import open_project
-from fedtune_server.running import link_of
+from fedtune_server.run_start import link_of
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.supercore.fab import Fab
