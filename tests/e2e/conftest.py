@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import coverage
 import pytest
 from ruamel.yaml import YAML
 
@@ -25,18 +26,32 @@ _LONGEST_WAIT_SECONDS = 240.0
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What the processes of a test get: this tree's packages, a cache of their own, one thread."""
+    """What the processes of a test get: this tree's packages, a cache of their own, one thread.
+
+    Where this process's coverage is measured, theirs is too, beside its data.
+    """
     own = {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "FEDTUNE_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
     }
+    if (measured := coverage.Coverage.current()) is not None:
+        settings = folder / "coverage.ini"
+        packages = "\n  ".join(measured.config.source_pkgs or ())
+        data = Path(measured.config.data_file).absolute()
+        settings.write_text(
+            f"[run]\nparallel = true\ndata_file = {data}\nsource_pkgs =\n  {packages}\n"
+        )
+        own["COVERAGE_PROCESS_START"] = str(settings)
     return {**os.environ, **own}
 
 
 def command(*arguments: str | Path) -> list[str]:
     """`fedtune` by this Python."""
-    call = "import sys; from fedtune.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    call = (
+        "import sys, coverage; coverage.process_startup(); "
+        "from fedtune.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     return [sys.executable, "-c", call, *map(str, arguments)]
 
 
