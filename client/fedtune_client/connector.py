@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 MAX_BODY_BYTES = 64 * 2**20
 _HEADERS = ("flwr-public-key", "content-type")
+_PIECE = "/pull-object"
 _TRIED_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _log = logging.getLogger(__name__)
@@ -75,10 +76,15 @@ class Connector:
         ) as given:
             self._set_clock(given.headers.get("date", ""))
             content = await given.read()
-            if given.status == 403:
+            status = given.status
+            if status == 403:
                 _log.error("the coordinator refuses this node: %s", content[:200].decode())
+                if path.endswith(_PIECE):
+                    # a run was stopped while its message was on the way: on a 403 SuperNode keeps
+                    # what it has of it and hands it out, on any other error it throws it away
+                    status = 410
             kind = given.headers.get("content-type", "")
-            return web.Response(status=given.status, body=content, headers={"content-type": kind})
+            return web.Response(status=status, body=content, headers={"content-type": kind})
 
     def _signed(self) -> dict[str, str]:
         """The time, by the coordinator's clock, and the Flower key's signature over it."""

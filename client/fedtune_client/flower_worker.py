@@ -11,18 +11,19 @@ import logging
 import threading
 from collections.abc import Callable
 
+import httpx
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest  # pylint: disable=no-name-in-module
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, constant
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -31,6 +32,8 @@ from fedtune_client.node import RefusedError
 
 App = Callable[[Message, Context], Message]
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+_AWAY_SECONDS = 60.0
+_PAUSE_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +64,7 @@ def _answer(app: App, address: str, token: str) -> None:
     """One task: pull its message, answer it, push the answer."""
     version = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
     client = _client(address, [version, RuntimeTokenHttpInterceptor(token)])
-    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat = HeartbeatSender(lambda: _beat(client))
     heartbeat.start()
     context, state, details = None, SubStatus.FAILED, "the node could not answer"
     try:
@@ -74,10 +77,26 @@ def _answer(app: App, address: str, token: str) -> None:
         details = str(answer.error.reason) if failed else ""
     except Exception:  # this message is lost; the node goes on, and the coordinator's deadline too
         _log.exception("a message could not be answered")
-    finally:
+    try:
         push_task_output(client=client, context=context, sub_status=state, details=details)
+    except Exception:  # the SuperNode has given it up meanwhile: its run was stopped
+        _log.warning("a message's end was not heard", exc_info=True)
+    if heartbeat.is_running:
         heartbeat.stop()
-        client.close()
+    client.close()
+
+
+def _beat(client: RuntimeHttpClient) -> bool:
+    """Say that the task is at work. Flower's own sends this process SIGINT where the SuperNode has
+    given the task up; here its answer is in vain, and the node goes on.
+    """
+    try:
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    except httpx.TransportError:
+        return False
+    except Exception:
+        _log.warning("the SuperNode has given a task up")
+    return True
 
 
 def answered(app: App, message: Message, context: Context, bundle: str) -> Message:
@@ -108,5 +127,8 @@ def _client(address: str, interceptors: list[ProtobufClientInterceptor]) -> Runt
         insecure=True,  # on this machine's loopback, with a secret
         root_certificates=None,
         interceptors=interceptors,
-        retry_invoker=make_simple_http_retry_invoker(),
+        # Flower's own would end this process on a task that the SuperNode has given up
+        retry_invoker=RetryInvoker(
+            lambda: constant(_PAUSE_SECONDS), httpx.TransportError, None, _AWAY_SECONDS
+        ),
     )

@@ -5,7 +5,7 @@ keys/            identity.pem, tls.pem, flower.pem; mode 0600, never sent
 request.json     what to send to the coordinator
 admission.json   what came back
 roster.json      the newest roster that was seen
-runs/  ledger/  logs/
+runs/  logs/
 """
 
 from pathlib import Path

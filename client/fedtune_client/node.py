@@ -30,7 +30,7 @@ from fedtune.identity.proof import prove
 from fedtune.models.base_files import base_digest
 from fedtune.training.charging import Course, Party, charge_run
 from fedtune.training.prepare import prepare_on
-from fedtune.training.private import private_steps
+from fedtune.training.private import check_private, private_steps
 from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
 from fedtune_client.node_config import NodeConfig
 from fedtune_client.policy import BaseModelConfig, refusals
@@ -132,6 +132,11 @@ class Node:
             told = "; ".join(reasons)
             _log.warning("run %s refused by this silo's policy: %s", asked.run, told)
             raise RefusedError(f"refused by the silo's policy: {told}")
+        try:  # a node may be started again at any time, and go on
+            check_private(here, resume=True)
+        except InputError as error:
+            _log.warning("run %s refused: %s", asked.run, error)
+            raise RefusedError(f"can't be trained privately here: {error.problem}") from None
         return here
 
     def _base(self, sha256: str) -> BaseModelConfig | None:
@@ -147,9 +152,9 @@ class Node:
         tree["federation"]["partition"] = PartitionConfig().model_dump()
         if base is not None:
             tree["model"] |= {"path": base.path, "revision": None}
-        if asked.config.privacy.mode == "local":
-            ours = self.folder / "ledger" / "budget.sqlite"
-            tree["privacy"]["ledger"] = self.config.ledger or str(ours)
+        # the budget is one for all that is done with these rows, by whatever command
+        ledger = self.config.ledger if asked.config.privacy.mode == "local" else None
+        tree["privacy"] |= {"ledger": ledger, "outside_budget": False}
         try:
             return RunConfig.model_validate(tree)
         except ValidationError as error:

@@ -31,7 +31,7 @@ class NodeConfig(Section):
     )
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     ledger: str | None = Field(
-        None, description="Budget ledger; null: `ledger/budget.sqlite` in the node's folder."
+        None, description="Budget ledger; null: this machine's own, as of `train` and `simulate`."
     )
 
     @field_validator("data")

@@ -59,7 +59,7 @@ def start(folder: Path, stop: threading.Event) -> None:
                 *("--host", "127.0.0.1"),
                 *("--port", str(runtime)),
             ],
-            {**os.environ, **telemetry.OFF},
+            telemetry.OFF,
             folder / "logs" / "supernode.log",
         )
         _log.info("node of %s: connecting to %s", config.silo, admission.coordinator)

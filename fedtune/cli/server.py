@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedtune.errors import InputError, RunFailedError
+from fedtune.errors import RunFailedError
 
 if TYPE_CHECKING:
     from fedtune_server.deployed import RunFolder
@@ -227,9 +227,3 @@ def _round(told: dict[str, Any]) -> str:
     for failure in told["failures"] or ():
         words.append(f"{failure['silo']} is missing ({failure['reason']}: {failure['detail']})")
     return ", ".join(words)
-
-
-def check_name(name: str) -> None:
-    """Raise InputError on a run's name that would be no plain folder."""
-    if not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
-        raise InputError("is no run's name", where=name, expected="letters, digits and `-_.`")

@@ -1,7 +1,11 @@
 """Child processes that are kept alive."""
 
+import ctypes
 import logging
+import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +13,22 @@ from pathlib import Path
 
 _ENDING_SECONDS = 8.0
 _LONGEST_PAUSE_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Kept:
-    """A child process that is started again when it ends, later and later if it ends at once."""
+    """A child process that is started again when it ends, later and later if it ends at once.
+
+    It ends with the thread that calls `check`, which must be the program's main one, also if that
+    is killed: one left over would keep its port, and speak with its old certificate.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
+    """Added to this process's own."""
     log: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _pause_seconds: float = field(default=1.0, init=False)
@@ -39,9 +49,19 @@ class Kept:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                list(self.command), stdout=out, stderr=out, env=dict(self.environment)
+                list(self.command),
+                stdout=out,
+                stderr=out,
+                env=self._whole_environment(),
+                preexec_fn=_end_with_the_parent,
             )
         self._began = now
+
+    def _whole_environment(self) -> dict[str, str]:
+        # Flower starts further programs by their bare names: this Python's come first, also when
+        # no virtual environment is activated, as under systemd and cron
+        programs = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        return {**os.environ, "PATH": os.pathsep.join(programs), **self.environment}
 
     def stop(self) -> None:
         """End it, by force if it won't."""
@@ -53,3 +73,9 @@ class Kept:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _end_with_the_parent() -> None:
+    """Ask Linux to kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

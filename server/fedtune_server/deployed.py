@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedtune.atomic import write_text
 from fedtune.config.load import load_config
 from fedtune.config.published import deployed_hash, published
 from fedtune.config.schema import RunConfig
+from fedtune.errors import RunFailedError
 from fedtune.identity.proof import is_proven, new_nonce
 from fedtune.identity.roster import Roster
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
@@ -43,6 +45,7 @@ SERVER_FOLDER = "FEDTUNE_SERVER"
 """Environment variable that tells the ServerApp's process which coordinator it belongs to."""
 POLL_SECONDS = 0.2
 _LONGEST_REASON = 2000
+_NUMBER_SECONDS = 30.0
 
 app = ServerApp()
 
@@ -51,14 +54,21 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Called by Flower, in a process of its own, once a run."""
     project = open_project(Path(os.environ[SERVER_FOLDER]))
-    run_deployed(project, grid, str(context.run_config["fedtune-run"]))
+    run_deployed(project, grid, str(context.run_config["fedtune-run"]), context.run_id)
+
+
+class TakenOverError(RunFailedError):
+    """What this process was at work on is no more its own."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder on the coordinator."""
+    """A run's folder on the coordinator. A run that is stopped and gone on with is another run of
+    Flower's: only the one with the number `flower_run` may say how it goes (None: the operator).
+    """
 
     path: Path
+    flower_run: int | None = None
 
     @property
     def name(self) -> str:
@@ -72,16 +82,26 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
 
+    def wait_for_its_number(self) -> None:
+        """Whoever had Flower start this process may still be writing down under which number."""
+        over = time.monotonic() + _NUMBER_SECONDS
+        while self.status().get("flower_run") is None and time.monotonic() < over:
+            time.sleep(POLL_SECONDS)
+
     def tell(self, state: str, **facts: Any) -> None:
-        """Rewrite how far it is."""
+        """Rewrite how far it is. Raises TakenOverError when the run is another's by now."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        told = {**self.status(), "state": state, "updated": now, "process": os.getpid(), **facts}
+        before = self.status()
+        if self.flower_run is not None and before.get("flower_run") != self.flower_run:
+            raise TakenOverError(f"run {self.name} was stopped, or is gone on with by another")
+        told = {**before, "state": state, "updated": now, **facts}
         write_text(self.path / "status.json", json.dumps(told, indent=2) + "\n")
 
 
-def run_deployed(project: Project, grid: Grid, name: str) -> None:
+def run_deployed(project: Project, grid: Grid, name: str, flower_run: int) -> None:
     """Run what is left of the run's rounds and save its adapter; whatever happens is told."""
-    folder = RunFolder(project.runs / name)
+    folder = RunFolder(project.runs / name, flower_run)
+    folder.wait_for_its_number()
     with _told(folder):
         config = load_config(folder.path / "config.yaml")
         folder.tell("starting", round=0, rounds=config.federation.rounds, reason="")
@@ -102,7 +122,9 @@ def run_deployed(project: Project, grid: Grid, name: str) -> None:
 def _told(folder: RunFolder) -> Iterator[None]:
     try:
         yield
-    except BaseException as error:
+    except TakenOverError:
+        raise
+    except Exception as error:  # who stops the process knows what to say of it
         reason = str(error) or type(error).__name__
         folder.tell("failed", reason=reason[:_LONGEST_REASON])
         raise

@@ -2,7 +2,8 @@
 
 server.yaml      what the operator sets
 consortium.pem   the Ed25519 key that signs the roster; and the certificate authority's:
-authority.pem    both belong in a safe, this folder needs them only to enrol
+authority.pem    both belong in a safe, this folder needs them only to enrol and revoke
+consortium.pub   its public key, in hex
 certificates/    authority.crt, server.crt and server.pem
 roster.json      who takes part, signed
 admissions/      a file for each silo, to be sent to it
@@ -93,9 +94,17 @@ class Project:
         """The key that signs. Raises InputError if it is not there."""
         return load_identity(self.folder / "consortium.pem")
 
+    def consortium(self) -> bytes:
+        """The public key, 32 bytes. Raises InputError if it is not there."""
+        file = self.folder / "consortium.pub"
+        try:
+            return bytes.fromhex(file.read_text())
+        except (OSError, ValueError):
+            raise InputError("is no public key", where=file, expected="32 bytes in hex") from None
+
     def roster(self) -> roster.Roster:
         """The roster as it is now, checked. Raises InputError."""
-        return roster.load(self.roster_file, public_bytes(self.consortium_key()))
+        return roster.load(self.roster_file, self.consortium())
 
     def authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         """The certificate authority: its certificate and its key."""
@@ -116,6 +125,7 @@ def init(folder: Path, config: ServerConfig) -> Project:
     consortium, authority_key = new_identity(), new_tls_key()
     save_private_key(consortium, folder / "consortium.pem")
     save_private_key(authority_key, folder / "authority.pem")
+    write_text(folder / "consortium.pub", public_bytes(consortium).hex() + "\n")
     authority = certificates.new_authority(authority_key, config.federation)
     write_text(project.certificates / "authority.crt", certificates.pem(authority))
     renew(project)
@@ -149,7 +159,7 @@ def renew(project: Project) -> None:
 
 def consortium_fingerprint(project: Project) -> str:
     """What silos' people are told by another way."""
-    return fingerprint(public_bytes(project.consortium_key()))
+    return fingerprint(project.consortium())
 
 
 def read_request(file: Path) -> enrolment.Request:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+import re
 from typing import Any
 
 from fedtune.config.load import load_config, save_config
@@ -14,6 +15,7 @@ from fedtune_server.project import Project
 
 ENDED = ("finished", "failed", "stopped")
 _log = logging.getLogger(__name__)
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _OVER = "finished"  # Flower's word
 
 
@@ -38,9 +40,10 @@ def take_up(project: Project, link: Link) -> None:
     """
     for run in _runs(project):
         told = run.status()
-        if "flower_run" in told and told.get("state") not in ENDED:
-            link.stop_run(int(told["flower_run"]))
-            run.tell("waiting", flower_run=link.start_run(run.name))
+        if told and told.get("state") not in ENDED:
+            if told.get("flower_run") is not None:
+                link.stop_run(int(told["flower_run"]))
+            _start(run, link)
             _log.info("run %s: taken up after round %d", run.name, told.get("round", 0))
 
 
@@ -48,13 +51,13 @@ def begin(project: Project, config: RunConfig, name: str | None) -> RunFolder:
     """Make a run's folder and have it started. Raises InputError on a run that can't be."""
     _check(config)
     link = link_of(project)
-    name = name or f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    run = RunFolder(project.runs / name)
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}" if name is None else name
+    run = _named(project, name)
     if run.path.exists():
         raise InputError("is a run already", where=run.path, mend="give it another name")
     save_config(config, run.path / "config.yaml")
-    run.tell("waiting", round=0, rounds=config.federation.rounds, reason="")
-    run.tell("waiting", flower_run=link.start_run(name))
+    run.tell("waiting", round=0, rounds=config.federation.rounds)
+    _start(run, link)
     return run
 
 
@@ -64,29 +67,36 @@ def go_on(project: Project, name: str) -> RunFolder:
     told = look(project, run)
     if told.get("state") not in ("failed", "stopped"):
         raise InputError(f"is {told.get('state')}", where=run.path, expected="a run that failed")
-    run.tell("waiting", flower_run=link_of(project).start_run(name), reason="")
+    _start(run, link_of(project))
     return run
 
 
 def stop_run(project: Project, name: str) -> None:
     """Stop a run. Raises InputError if it ended already."""
-    run = _found(project, name)
+    run, link = _found(project, name), link_of(project)
     told = look(project, run)
     if told.get("state") in ENDED:
         raise InputError(f"is {told['state']} already", where=run.path)
-    link_of(project).stop_run(int(told["flower_run"]))
-    run.tell("stopped", reason="by the operator")
+    run.tell("stopped", reason="by the operator", flower_run=None)
+    if told.get("flower_run") is not None:
+        link.stop_run(int(told["flower_run"]))
 
 
 def look(project: Project, run: RunFolder) -> dict[str, Any]:
     """How a run is. One that Flower has ended without a word of its own is told to have failed."""
     told = run.status()
-    if told.get("state") in ENDED or "flower_run" not in told:
+    if told.get("state") in ENDED or told.get("flower_run") is None:
         return told
     status, how = link_of(project).run_status(int(told["flower_run"]))
     if status == _OVER and run.status().get("state") not in ENDED:
         run.tell("failed", reason=f"its process ended: {how}")
     return run.status()
+
+
+def _start(run: RunFolder, link: Link) -> None:
+    """Have Flower start the run's process. From here on no earlier one may write in the folder."""
+    run.tell("waiting", flower_run=None, reason="")
+    run.tell("waiting", flower_run=link.start_run(run.name))
 
 
 def standing(project: Project) -> dict[str, Any]:
@@ -116,14 +126,29 @@ def _check(config: RunConfig) -> None:
     for name in ("eval_steps", "early_stopping_patience", "save_steps"):
         if getattr(config.training, name) is not None:
             raise InputError("is for `train` only", where=f"training.{name}", mend="set it to null")
+    if config.privacy.mode == "central":
+        raise InputError(
+            "`central` is not in a run between machines yet: its statement is not written there",
+            where="privacy.mode",
+            mend="set it to `local`, or use `fedtune simulate`",
+        )
     if config.adapter.init_from is not None:
         raise InputError(
             "isn't sent to silos yet", where="adapter.init_from", mend="start from the base model"
         )
 
 
+def _named(project: Project, name: str) -> RunFolder:
+    """The folder of a run of that name, there or not; it can't lead out of `runs`."""
+    if not re.fullmatch(_NAME, name):
+        raise InputError(
+            f"`{name}` can't be a run's name", where="--name", expected="letters, digits and `-_.`"
+        )
+    return RunFolder(project.runs / name)
+
+
 def _found(project: Project, name: str) -> RunFolder:
-    run = RunFolder(project.runs / name)
+    run = _named(project, name)
     if not (run.path / "config.yaml").exists():
         raise InputError("there is no such run", where=run.path)
     load_config(run.path / "config.yaml")

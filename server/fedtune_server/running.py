@@ -15,7 +15,6 @@ import httpx
 from fedtune import telemetry
 from fedtune.atomic import write_text
 from fedtune.errors import InputError
-from fedtune.identity.keys import public_bytes
 from fedtune.identity.loopback import new_loopback
 from fedtune.identity.roster import Roster, load
 from fedtune.serving.kept import Kept
@@ -37,7 +36,7 @@ class CurrentRoster:
 
     project: Project
     consortium: bytes
-    _seen: tuple[float, Roster] | None = field(default=None, init=False)
+    _seen: tuple[int, Roster] | None = field(default=None, init=False)
 
     def __call__(self) -> Roster:
         """The current version."""
@@ -50,13 +49,16 @@ class CurrentRoster:
 def start(project: Project, stop: threading.Event) -> None:
     """Serve until `stop`. Raises InputError where a port is taken or the folder can't be used."""
     config, place = project.config, project.folder / "superlink"
-    roster = CurrentRoster(project, public_bytes(project.consortium_key()))
+    roster = CurrentRoster(project, project.consortium())
     certificate, _ = new_loopback(place)
     port = config.local_port + 1
     secret = place / "secret"
     _write_secret(secret)
-    environment = {**os.environ, **telemetry.OFF, SERVER_FOLDER: str(project.folder.absolute())}
-    environment["FLWR_HOME"] = str((place / "home").absolute())
+    environment = {
+        **telemetry.OFF,
+        SERVER_FOLDER: str(project.folder.absolute()),
+        "FLWR_HOME": str((place / "home").absolute()),
+    }
     children = [
         Kept(name, command, environment, project.logs / f"{name}.log")
         for name, command in (

@@ -46,6 +46,7 @@ PRIVATE: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEDTUNE_LEDGER", str(tmp_path / "ledger" / "budget.sqlite"))
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
@@ -97,7 +98,7 @@ def ask(node: Node, message: Message) -> LocalUpdate:
 
 
 def charges(node: Node) -> int:
-    path = node.folder / "ledger" / "budget.sqlite"
+    path = node.folder.parent / "ledger" / "budget.sqlite"
     return len(list(Ledger.open(path).charges())) if path.exists() else 0
 
 
@@ -219,6 +220,32 @@ def test_a_damaged_reply_is_not_sent(node: Callable[..., Node]):
     content[-1] ^= 1
     kept.write_bytes(content)
     assert ask(node(), message_of(config)).delta.digest() == update.delta.digest()
+
+
+def test_what_would_break_the_promise_is_refused_before_any_data(node: Callable[..., Node]):
+    ours = node()
+    Path(ours.config.data.train_files[0]).unlink()
+    private = PRIVATE["privacy"]
+    for changes, words in (
+        ({"adapter": {"use_dora": True}, **PRIVATE}, "can't be told apart by example"),
+        ({"privacy": {**private, "sampling": "shuffle"}}, "can't go on with `shuffle`"),
+    ):
+        with pytest.raises(RefusedError, match=words):
+            ask(ours, message_of(run_of(changes)))
+    assert charges(ours) == 0
+
+
+def test_a_spent_budget_is_the_machine_s_and_no_run_s_settings_lead_past_it(
+    node: Callable[..., Node], tmp_path: Path
+):
+    Ledger.open(tmp_path / "ledger" / "budget.sqlite").set_budget(1.0, 1e-3)
+    elsewhere = {"privacy": {**PRIVATE["privacy"], "ledger": str(tmp_path / "theirs.sqlite")}}
+    with pytest.raises(RefusedError, match="budget does not allow it"):
+        ask(node(), message_of(run_of(elsewhere)))
+    central = {"mode": "central", "target_epsilon": 3.0, "outside_budget": True}
+    allowed = node(privacy={**OPEN, "modes": ["central"]})
+    with pytest.raises(RefusedError, match="a budget is set on this machine"):
+        ask(allowed, message_of(run_of({"privacy": central})))
 
 
 def test_a_round_beyond_the_run_is_refused(node: Callable[..., Node]):

@@ -28,12 +28,14 @@ _LONGEST_WAIT_SECONDS = 240.0
 def environment(folder: Path) -> dict[str, str]:
     """What the processes of a test get: this tree's packages, a cache of their own, one thread.
 
+    No virtual environment is activated: only the system's programs are on the path.
     Where this process's coverage is measured, theirs is too, beside its data.
     """
     own = {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "FEDTUNE_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
+        "PATH": os.defpath,
     }
     if (measured := coverage.Coverage.current()) is not None:
         settings = folder / "coverage.ini"
@@ -104,9 +106,10 @@ class Federation:
             )
 
     def kill(self, name: str) -> None:
-        """SIGKILL to the process and all that it started, as a power cut would."""
-        os.killpg(self.processes[name].pid, signal.SIGKILL)
-        self.processes.pop(name).wait()
+        """SIGKILL to the process alone; what it started must end with it."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
 
     def stop(self, name: str) -> None:
         """SIGTERM, and wait."""
@@ -135,6 +138,8 @@ class Federation:
         until(lambda: (self.server / "running.json").exists(), "the coordinator")
 
         def there() -> bool:
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            assert not ended, f"{ended} ended: {self.told(ended[0])}"
             standing = json.loads(self.said("server", "status", self.server, "--json"))
             return all(standing["silos"][silo] == "online" for silo in silos)
 

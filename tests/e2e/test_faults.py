@@ -53,6 +53,24 @@ def test_a_coordinator_killed_in_a_round_goes_on_where_it_was(federation: Federa
     assert [line["round"] for line in federation.rounds("killed")] == [1, 2, 3]
 
 
+def test_a_stopped_run_is_resumed_and_a_stopped_coordinator_takes_its_runs_up(
+    federation: Federation,
+):
+    begin(federation, "stopped")
+    until(lambda: federation.rounds("stopped"), "the first round")
+    federation.said("server", "stop", federation.server, "stopped")
+    assert federation.status("stopped")["state"] == "stopped"
+    federation.said("server", "resume", federation.server, "stopped")
+    begin(federation, "other")
+    until(lambda: federation.rounds("other"), "the first round")
+    federation.stop("server")
+    assert federation.status("other")["state"] == "running"
+    federation.start("server")
+    for run in ("stopped", "other"):
+        assert end(federation, run, "finished", "failed")["state"] == "finished"
+        assert adapter(federation, run) == adapter(federation, "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_node_killed_in_a_round_is_missed_and_comes_back(federation: Federation):

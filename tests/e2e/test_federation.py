@@ -1,5 +1,6 @@
 """A coordinator and three nodes as real processes, with TLS: a run, and what may not happen."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.supercore.fab import Fab
 
 from fedtune.bundle import bundle, bundle_digest
+from fedtune.cli.main import main
 from fedtune.identity import certificates
 from fedtune.identity.keys import load_keys, new_tls_key, save_private_key
 from tests.e2e.conftest import SILOS, Federation, rows_of, until
@@ -66,6 +68,16 @@ def test_a_run_that_breaks_a_silo_s_policy_fails_with_the_reason_in_both_logs(
     reason = "training.max_steps is 5000, this silo allows 1000"
     assert reason in said
     assert all(reason in federation.told(silo) for silo in SILOS)
+
+
+@pytest.mark.parametrize("name", ["../out", "..", "a/b", "", "-x"])
+def test_a_run_s_name_leads_nowhere_else(federation: Federation, name: str):
+    run = federation.folder / "named.yaml"
+    run.write_text(RUN)
+    given = ("server", "run", federation.server, run, f"--name={name}")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main([*map(str, given)]) == 2
+    assert "can't be a run's name" in said.getvalue()
 
 
 def client(federation: Federation, silo: str) -> httpx.Client:
