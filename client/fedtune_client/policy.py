@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from fedtune.config.privacy_unit import unit_of
 from fedtune.config.schema import RunConfig
 from fedtune.config.section import OpenFraction, Section
-from fedtune.training.private import unit_of
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]

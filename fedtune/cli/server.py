@@ -10,8 +10,8 @@ import typer
 from fedtune.errors import RunFailedError
 
 if TYPE_CHECKING:
-    from fedtune_server.deployed import RunFolder
     from fedtune_server.project import Project
+    from fedtune_server.run_folder import RunFolder
 
 app = typer.Typer(help="The coordinator of a federation.", no_args_is_help=True)
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]

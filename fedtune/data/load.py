@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedtune.config.data import DataConfig
 from fedtune.config.schema import RunConfig
+from fedtune.data.digests import file_digest
 from fedtune.data.examples import ExampleSet
 from fedtune.data.layouts import Layout, find_layout
 from fedtune.data.readers import (
@@ -22,7 +23,7 @@ from fedtune.data.readers import (
     read_file,
 )
 from fedtune.data.split import split_by_unit
-from fedtune.data.store import BadRows, Source, file_digest, peek, store
+from fedtune.data.store import BadRows, Source, peek, store
 from fedtune.errors import InputError
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from fedtune.data.store import file_digest
+from fedtune.data.digests import file_digest
 from fedtune.errors import InputError
 from fedtune.tensors import Spec
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils.hub import cached_file
 
 from fedtune.config.model import ModelConfig
-from fedtune.data.store import file_digest
+from fedtune.data.digests import file_digest
 from fedtune.errors import InputError
 
 _EMBEDDED = Path(__file__).parent / "embedded"

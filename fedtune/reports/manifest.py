@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
+from fedtune.data.digests import file_digest
 from fedtune.data.load import DataFacts
-from fedtune.data.store import file_digest
 from fedtune.errors import InputError
 from fedtune.training.checkpoints import run_hash
 from fedtune.training.run_folder import LOCK, read_base

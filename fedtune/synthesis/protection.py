@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.config.schema import RunConfig
-from fedtune.data.store import file_digest
+from fedtune.data.digests import file_digest
 from fedtune.errors import InputError
 from fedtune.models.read_json import read_json
 from fedtune.reports.manifest import check_manifest

@@ -17,8 +17,9 @@ import transformers
 from fedtune.atomic import writable
 from fedtune.config.task import TaskConfig
 from fedtune.data.cache import entry
+from fedtune.data.digests import file_digest
 from fedtune.data.examples import ExampleSet
-from fedtune.data.store import BadRows, file_digest
+from fedtune.data.store import BadRows
 from fedtune.errors import InputError
 from fedtune.tasks.task import Encoded, Task
 

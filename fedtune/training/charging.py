@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.atomic import write_text
+from fedtune.config.privacy_unit import unit_of
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.errors import InputError
@@ -20,7 +21,6 @@ from fedtune.privacy.exposure import Figures
 from fedtune.privacy.fingerprints import fingerprints
 from fedtune.privacy.ledger import Budget, Charge, Ledger, Request, ledger_path
 from fedtune.privacy.positions import Position, next_position
-from fedtune.training.private import unit_of
 
 CHARGED = "charged.json"
 """In a run's folder: what was charged for it, so that a resumed run knows and no other run does."""

@@ -1,9 +1,8 @@
 """From a run's settings and rows to its private steps: who is a unit, and what plan holds."""
 
-from typing import Literal
-
 import numpy as np
 
+from fedtune.config.privacy_unit import unit_of
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.errors import InputError
@@ -16,18 +15,6 @@ from fedtune.training import processes
 from fedtune.training.sampling import steps_for
 
 _ADAPTERS = ("lora", "full")
-
-
-def unit_of(config: RunConfig) -> Literal["record", "patient"]:
-    """Who is protected. Raises InputError when it is the patient and no column names patients."""
-    named = config.data.source == "embedded" or config.data.columns.privacy_unit is not None
-    if config.privacy.unit == "patient" and not named:
-        raise InputError(
-            "no column says which patient a row belongs to",
-            where="data.columns.privacy_unit",
-            mend="name the patient's id column there, or set `privacy.unit: record`",
-        )
-    return config.privacy.unit or ("patient" if named else "record")
 
 
 def scores_shown(config: RunConfig) -> bool:

@@ -1,20 +1,10 @@
-"""A run between machines: the ServerApp that the SuperLink starts, and the folder it works in.
-
-config.yaml     the run's settings
-status.json     how far it is, rewritten as it goes
-metrics.jsonl   a line a round
-checkpoints/    the last rounds, from which it goes on
-adapter/        at the end
-"""
+"""A run between machines: the ServerApp that the SuperLink starts."""
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +16,6 @@ from fedtune.atomic import write_text
 from fedtune.config.load import load_config
 from fedtune.config.published import deployed_hash, published
 from fedtune.config.schema import RunConfig
-from fedtune.errors import RunFailedError
 from fedtune.identity.proof import is_proven, new_nonce
 from fedtune.identity.roster import Roster
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
@@ -35,17 +24,15 @@ from fedtune.models.base_files import base_digest
 from fedtune.models.residual import folded
 from fedtune.training import processes
 from fedtune.training.prepare import base_dtype
-from fedtune_server.project import Project, open_project
+from fedtune_server.project import SERVER_FOLDER, Project, open_project
 from fedtune_server.reports import RoundReport
 from fedtune_server.roster import find_silos
 from fedtune_server.rounds import RunPlan, run_rounds
 from fedtune_server.rules import rule_of
+from fedtune_server.run_folder import RunFolder, TakenOverError
 
-SERVER_FOLDER = "FEDTUNE_SERVER"
-"""Environment variable that tells the ServerApp's process which coordinator it belongs to."""
 POLL_SECONDS = 0.2
 _LONGEST_REASON = 2000
-_NUMBER_SECONDS = 30.0
 
 app = ServerApp()
 
@@ -55,47 +42,6 @@ def main(grid: Grid, context: Context) -> None:
     """Called by Flower, in a process of its own, once a run."""
     project = open_project(Path(os.environ[SERVER_FOLDER]))
     run_deployed(project, grid, str(context.run_config["fedtune-run"]), context.run_id)
-
-
-class TakenOverError(RunFailedError):
-    """What this process was at work on is no more its own."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A run's folder on the coordinator. A run that is stopped and gone on with is another run of
-    Flower's: only the one with the number `flower_run` may say how it goes (None: the operator).
-    """
-
-    path: Path
-    flower_run: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The run's name, which silos know it by."""
-        return self.path.name
-
-    def status(self) -> dict[str, Any]:
-        """How far it is; empty before it begins."""
-        try:
-            return dict(json.loads((self.path / "status.json").read_text()))
-        except (OSError, ValueError):
-            return {}
-
-    def wait_for_its_number(self) -> None:
-        """Whoever had Flower start this process may still be writing down under which number."""
-        over = time.monotonic() + _NUMBER_SECONDS
-        while self.status().get("flower_run") is None and time.monotonic() < over:
-            time.sleep(POLL_SECONDS)
-
-    def tell(self, state: str, **facts: Any) -> None:
-        """Rewrite how far it is. Raises TakenOverError when the run is another's by now."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        before = self.status()
-        if self.flower_run is not None and before.get("flower_run") != self.flower_run:
-            raise TakenOverError(f"run {self.name} was stopped, or is gone on with by another")
-        told = {**before, "state": state, "updated": now, **facts}
-        write_text(self.path / "status.json", json.dumps(told, indent=2) + "\n")
 
 
 def run_deployed(project: Project, grid: Grid, name: str, flower_run: int) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
-from fedtune_server.deployed import RunFolder
 from fedtune_server.flower_link import Link, pem_of
 from fedtune_server.project import Project
+from fedtune_server.run_folder import RunFolder
 
 ENDED = ("finished", "failed", "stopped")
 _log = logging.getLogger(__name__)

@@ -19,10 +19,9 @@ from fedtune.identity.loopback import new_loopback
 from fedtune.identity.roster import Roster, load
 from fedtune.serving.kept import Kept
 from fedtune.serving.served import Served
-from fedtune_server.deployed import SERVER_FOLDER
 from fedtune_server.door import Door, outer_tls
 from fedtune_server.flower_link import Link, superexec_command, superlink_command
-from fedtune_server.project import Project
+from fedtune_server.project import SERVER_FOLDER, Project
 from fedtune_server.run_start import take_up
 
 _CHECK_SECONDS = 1.0

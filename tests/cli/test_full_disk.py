@@ -12,7 +12,7 @@ import pytest
 
 from fedtune.cli.main import main
 from fedtune.cli.progress import PlainRounds
-from fedtune.data.store import file_digest
+from fedtune.data.digests import file_digest
 from fedtune.reports.manifest import check_manifest
 from tests.file_limit import files_end_at
 

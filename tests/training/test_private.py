@@ -5,11 +5,12 @@ from typing import Any
 import datasets
 import pytest
 
+from fedtune.config.privacy_unit import unit_of
 from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet, features
 from fedtune.errors import InputError
 from fedtune.privacy.noise import SecureNoise
-from fedtune.training.private import check_private, private_steps, scores_shown, unit_of
+from fedtune.training.private import check_private, private_steps, scores_shown
 
 PRIVATE = {"mode": "local", "noise_multiplier": 1.0, "delta": 1e-3}
 

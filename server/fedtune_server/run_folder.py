@@ -1,0 +1,62 @@
+"""A run's folder on the coordinator, and how far the run is. Light: no model is loaded for it.
+
+config.yaml     the run's settings
+status.json     how far it is, rewritten as it goes
+metrics.jsonl   a line a round
+checkpoints/    the last rounds, from which it goes on
+adapter/        at the end
+"""
+
+import datetime
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedtune.atomic import write_text
+from fedtune.errors import RunFailedError
+
+_POLL_SECONDS = 0.2
+_NUMBER_SECONDS = 30.0
+
+
+class TakenOverError(RunFailedError):
+    """What this process was at work on is no more its own."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder on the coordinator. A run that is stopped and gone on with is another run of
+    Flower's: only the one with the number `flower_run` may say how it goes (None: the operator).
+    """
+
+    path: Path
+    flower_run: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name, which silos know it by."""
+        return self.path.name
+
+    def status(self) -> dict[str, Any]:
+        """How far it is; empty before it begins."""
+        try:
+            return dict(json.loads((self.path / "status.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def wait_for_its_number(self) -> None:
+        """Whoever had Flower start this process may still be writing down under which number."""
+        over = time.monotonic() + _NUMBER_SECONDS
+        while self.status().get("flower_run") is None and time.monotonic() < over:
+            time.sleep(_POLL_SECONDS)
+
+    def tell(self, state: str, **facts: Any) -> None:
+        """Rewrite how far it is. Raises TakenOverError when the run is another's by now."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        before = self.status()
+        if self.flower_run is not None and before.get("flower_run") != self.flower_run:
+            raise TakenOverError(f"run {self.name} was stopped, or is gone on with by another")
+        told = {**before, "state": state, "updated": now, **facts}
+        write_text(self.path / "status.json", json.dumps(told, indent=2) + "\n")

@@ -1,0 +1,15 @@
+"""An operator's commands answer at once: they load no torch, which takes seconds."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module", ["fedtune_server.running", "fedtune_server.run_start", "fedtune_client.joining"]
+)
+def test_what_loads_no_model_loads_no_torch(module: str) -> None:
+    asked = f"import sys, {module}; print({{'torch', 'datasets', 'opacus'}} & {{*sys.modules}})"
+    ran = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
