@@ -11,7 +11,9 @@ import base64
 import datetime
 import email.utils
 import logging
+import secrets
 import ssl
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +22,16 @@ from aiohttp import web
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-MAX_BODY_BYTES = 64 * 2**20
+from fedtune.serving.line import MAX_BODY_BYTES, NODE_HEADER
+
 _HEADERS = ("flwr-public-key", "content-type")
 _PIECE = "/pull-object"
 _TRIED_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
+_TAKEN_PAUSE_SECONDS = 5.0
+_TAKEN = 409
+_BEAT = "/send-node-heartbeat"
+_SAID_EVERY_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +42,11 @@ class Connector:
     outside: str
     tls: ssl.SSLContext
     flower_key: ec.EllipticCurvePrivateKey
+    process: str = field(default_factory=lambda: secrets.token_hex(16))
     _session: aiohttp.ClientSession | None = None
+    _missed_at: float | None = None
+    _calls: int = field(default=0, init=False)
+    _last_call: float = field(default_factory=time.monotonic, init=False)
     _ahead: datetime.timedelta = field(default=datetime.timedelta())
 
     def application(self) -> web.Application:
@@ -49,7 +60,9 @@ class Connector:
         connector = aiohttp.TCPConnector(ssl=self.tls, keepalive_timeout=60)
         # a slow line may take long for a piece; one that says nothing for minutes is down
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=180)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self._session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False
+        ) as self._session:
             yield
 
     async def carry(self, request: web.Request) -> web.Response:
@@ -57,26 +70,58 @@ class Connector:
         a minute left to Flower with a 503: Flower's own pauses grow, and a node that sleeps for
         minutes misses a coordinator that is back.
         """
+        if request.path.endswith(_BEAT):
+            return await self._carry(request)
+        self._calls += 1
+        try:
+            return await self._carry(request)
+        finally:
+            self._calls -= 1
+            self._last_call = time.monotonic()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long SuperNode has asked for nothing; its heart beats on when its work has ended."""
+        return 0.0 if self._calls else time.monotonic() - self._last_call
+
+    def begin_anew(self) -> None:
+        """A SuperNode has just been started."""
+        self._last_call = time.monotonic()
+
+    async def _carry(self, request: web.Request) -> web.Response:
         body = await request.read()
         headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
         over = asyncio.get_running_loop().time() + _TRIED_SECONDS
         while True:
+            pause = _PAUSE_SECONDS
             try:
-                return await self._carry_once(request.raw_path, body, headers)
+                given = await self._carry_once(request.raw_path, body, headers)
+                if given.status != _TAKEN:
+                    return given
+                _log.error("another process with this node's keys is connected: %s", given.text)
+                pause = _TAKEN_PAUSE_SECONDS
             except (aiohttp.ClientError, TimeoutError) as error:
-                _log.warning("the coordinator can't be reached: %s", error)
+                self._missed(error)
             if asyncio.get_running_loop().time() >= over:
                 return web.Response(status=503)
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _carry_once(self, path: str, body: bytes, headers: dict[str, str]) -> web.Response:
         assert self._session is not None  # noqa: S101 - made when the application starts
         async with self._session.post(
-            self.outside + path, data=body, headers={**headers, **self._signed()}
+            self.outside + path,
+            data=body,
+            headers={**headers, **self._signed(), NODE_HEADER: self.process},
+            allow_redirects=False,
         ) as given:
             self._set_clock(given.headers.get("date", ""))
-            content = await given.read()
+            content = await _read(given)
+            if self._missed_at is not None:
+                _log.info("the coordinator is reached again")
+                self._missed_at = None
             status = given.status
+            if status >= 500:  # SuperNode would end its work, and look alive
+                raise aiohttp.ClientError(f"the coordinator answers with {status}")
             if status == 403:
                 _log.error("the coordinator refuses this node: %s", content[:200].decode())
                 if path.endswith(_PIECE):
@@ -85,6 +130,13 @@ class Connector:
                     status = 410
             kind = given.headers.get("content-type", "")
             return web.Response(status=status, body=content, headers={"content-type": kind})
+
+    def _missed(self, error: Exception) -> None:
+        """Say that nobody answers, at first and then now and again."""
+        now = asyncio.get_running_loop().time()
+        if self._missed_at is None or now - self._missed_at > _SAID_EVERY_SECONDS:
+            _log.warning("the coordinator can't be reached: %s", error)
+            self._missed_at = now
 
     def _signed(self) -> dict[str, str]:
         """The time, by the coordinator's clock, and the Flower key's signature over it."""
@@ -104,6 +156,17 @@ class Connector:
                 "this machine's clock is %+.0f s off the coordinator's", -ahead.total_seconds()
             )
             self._ahead = ahead
+
+
+async def _read(given: aiohttp.ClientResponse) -> bytes:
+    """A body from outside. Raises ClientPayloadError on one that is larger than any may be."""
+    content = bytearray()
+    async for piece in given.content.iter_any():
+        content += piece
+        if len(content) > MAX_BODY_BYTES:
+            given.close()
+            raise aiohttp.ClientPayloadError(f"the answer is larger than {MAX_BODY_BYTES} bytes")
+    return bytes(content)
 
 
 def outer_tls(certificate: str, key: str, authority: str) -> ssl.SSLContext:

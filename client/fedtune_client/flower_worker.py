@@ -38,9 +38,17 @@ _log = logging.getLogger(__name__)
 
 
 def serve(
-    app: App, address: str, secret: bytes, stop: threading.Event, *, poll_seconds: float = 0.2
+    app: App,
+    address: str,
+    secret: bytes,
+    stop: threading.Event,
+    at_work: threading.Event,
+    *,
+    poll_seconds: float = 0.2,
 ) -> None:
     """Answer the tasks of the SuperNode whose Runtime API is at `address` until `stop`.
+
+    `at_work` is set while there is one.
 
     `secret` is the one that the SuperNode was started with; without it no other process of this
     machine gets a task.
@@ -53,7 +61,9 @@ def serve(
             wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
             given = client.AcquireTask(wanted)
             if given.HasField("task") and given.token:
+                at_work.set()
                 _answer(app, address, given.token)
+                at_work.clear()
             else:
                 stop.wait(poll_seconds)
     finally:

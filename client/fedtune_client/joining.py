@@ -17,6 +17,8 @@ from fedtune.identity import enrolment, roster
 from fedtune.identity.keys import fingerprint, load_keys, new_keys, public_bytes
 from fedtune_client.node_config import NODE_FILE, NodeConfig, load_node
 
+ROSTER_FILE = "roster.json"
+
 
 def init(folder: Path, config: NodeConfig) -> str:
     """Make a node's folder with its keys and its request; give its identity's fingerprint.
@@ -44,7 +46,7 @@ def join(folder: Path, admission: Path) -> roster.Roster:
         raise InputError(str(error), where=admission, expected="this node's admission") from None
     write_text(folder / "certificates" / "authority.crt", given.authority)
     write_text(folder / "certificates" / "node.crt", given.certificate)
-    write_text(folder / "roster.json", given.roster)
+    write_text(folder / ROSTER_FILE, given.roster)
     write_text(folder / "admission.json", text)
     return listed
 
@@ -65,3 +67,25 @@ def admission_of(folder: Path) -> enrolment.Admission:
         return enrolment.read_admission(text, config.consortium, config.silo, keys)[0]
     except (OSError, ValueError) as error:
         raise InputError(str(error), where=file) from None
+
+
+def roster_of(folder: Path) -> roster.Roster:
+    """Who takes part, as far as this node has heard. Raises InputError unless the consortium that
+    it was let in by says so.
+    """
+    return roster.load(folder / ROSTER_FILE, bytes.fromhex(admission_of(folder).consortium))
+
+
+def take_roster(folder: Path, text: str, consortium: bytes) -> roster.Roster:
+    """Keep an untrusted roster that the coordinator carried. Raises ValueError unless it is the
+    consortium's and no older than the newest that was seen.
+    """
+    file = folder / ROSTER_FILE
+    try:
+        seen = roster.load(file, consortium).version if file.exists() else 1
+    except InputError as error:
+        raise ValueError(f"this node's own roster file {error.problem}") from None
+    given = roster.verify(text, consortium, at_least=seen)
+    if given.version > seen or not file.exists():
+        write_text(file, text)
+    return given

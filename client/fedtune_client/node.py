@@ -28,10 +28,14 @@ from fedtune.data.load import load_all
 from fedtune.errors import FedtuneError, InputError
 from fedtune.identity.proof import prove
 from fedtune.models.base_files import base_digest
+from fedtune.privacy.done import Done
+from fedtune.privacy.ledger import Charge
+from fedtune.reports.privacy_statement import write_statement
 from fedtune.training.charging import Course, Party, charge_run
 from fedtune.training.prepare import prepare_on
 from fedtune.training.private import check_private, private_steps
 from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
+from fedtune_client.joining import take_roster
 from fedtune_client.node_config import NodeConfig
 from fedtune_client.policy import BaseModelConfig, refusals
 from fedtune_client.replies import Replies
@@ -60,13 +64,17 @@ class Asked:
         return deployed_hash(self.config, self.run)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
-    """A run that this silo takes part in, with its model and rows in memory."""
+    """A run that this silo takes part in, with its model and rows in memory.
+
+    `told` is the charge of which its statement tells.
+    """
 
     silo: LocalSilo
     rows: ExampleSet
     replies: Replies
+    told: Charge | None = None
 
 
 @dataclass
@@ -76,6 +84,7 @@ class Node:
     config: NodeConfig
     identity: Ed25519PrivateKey
     folder: Path
+    consortium: bytes
     now: Callable[[], datetime.datetime] = field(default=datetime.datetime.now)
     _opened: Opened | None = field(default=None, init=False)
 
@@ -112,14 +121,20 @@ class Node:
             raise RefusedError(f"what was trained can't be sent: {error}") from None
 
     def prove(self, message: Message) -> RecordDict:
-        """Who this node is, in answer to a `query` with a run and a fresh number."""
+        """Who this node is, in answer to a `query` with a run, a fresh number and the roster."""
         challenge = message.content.get("challenge")
         if not isinstance(challenge, ConfigRecord):
             raise RefusedError("a query without a challenge")
-        run, nonce = challenge.get("run"), challenge.get("nonce")
-        if not isinstance(run, str) or not isinstance(nonce, str):
-            raise RefusedError("a challenge without run and nonce")
+        texts = [challenge.get(name) for name in ("run", "nonce", "roster")]
+        if not all(isinstance(text, str) for text in texts):
+            raise RefusedError("a challenge without run, nonce and roster")
+        run, nonce, listed = (str(text) for text in texts)
         silo = self.config.silo
+        try:
+            take_roster(self.folder, listed, self.consortium)
+        except ValueError as error:
+            _log.error("refused: the coordinator's roster %s", error)
+            raise RefusedError(f"the roster {error}") from None
         proof = _usable(lambda: prove(self.identity, silo, run, nonce))
         return RecordDict({"silo": ConfigRecord({"name": silo, "proof": proof})})
 
@@ -193,17 +208,27 @@ class Node:
         rounds, begun = silo.config.federation.rounds, opened.replies.begun()
         party = Party(f"silo {silo.name}", opened.rows, private, private.plan.steps // rounds)
         try:
-            return charge_run(
+            paid = charge_run(
                 silo.config,
                 [party],
                 folder=opened.replies.folder,
                 run=silo.run_hash,
                 done=len(begun),
                 to_come=1 + rounds - len({*begun, told.round}),
-            ).course
+            )
         except InputError as error:
             _log.warning("refused: %s", error)
             raise RefusedError("the silo's privacy budget does not allow it") from None
+        self._tell(opened, paid.parties[0].done(private))
+        return paid.course
+
+    def _tell(self, opened: Opened, done: Done) -> None:
+        """This silo's own statement: what was charged is told as released."""
+        folder, silo = opened.replies.folder, opened.silo
+        rounds = silo.config.federation.rounds
+        if done.charge != opened.told:
+            write_statement(folder, silo.config.privacy, {silo.name: done}, rounds=rounds)
+            opened.told = done.charge
 
     def _shown(self, update: LocalUpdate) -> LocalUpdate:
         """What may leave of a round's training."""

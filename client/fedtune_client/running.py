@@ -15,6 +15,7 @@ from fedtune.errors import RunFailedError
 from fedtune.identity.keys import load_keys
 from fedtune.identity.loopback import loopback_context, new_loopback
 from fedtune.serving.kept import Kept
+from fedtune.serving.line import PIECES
 from fedtune.serving.served import Served
 from fedtune_client.connector import Connector, outer_tls
 from fedtune_client.flower_worker import serve
@@ -23,6 +24,7 @@ from fedtune_client.node import Node, node_app
 from fedtune_client.node_config import load_node
 
 _CHECK_SECONDS = 1.0
+_SILENT_SECONDS = 90.0
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ def start(folder: Path, stop: threading.Event) -> None:
     Raises InputError on a folder that can't be used, RunFailedError if the node fails.
     """
     config, admission, keys = load_node(folder), admission_of(folder), load_keys(folder / "keys")
-    node = Node(config, keys.identity, folder)
+    node = Node(config, keys.identity, folder, bytes.fromhex(admission.consortium))
     place = folder / "loopback"
     certificate, key = new_loopback(place)
     secret = secrets.token_bytes(32)
@@ -59,15 +61,16 @@ def start(folder: Path, stop: threading.Event) -> None:
                 *("--host", "127.0.0.1"),
                 *("--port", str(runtime)),
             ],
-            telemetry.OFF,
+            telemetry.OFF | PIECES,
             folder / "logs" / "supernode.log",
         )
         _log.info("node of %s: connecting to %s", config.silo, admission.coordinator)
         failed: list[str] = []
+        at_work = threading.Event()
 
         def work() -> None:
             try:
-                serve(node_app(node), f"127.0.0.1:{runtime}", secret, stop)
+                serve(node_app(node), f"127.0.0.1:{runtime}", secret, stop, at_work)
             except Exception as error:
                 _log.exception("the node can't answer any more")
                 failed.append(type(error).__name__)
@@ -77,6 +80,10 @@ def start(folder: Path, stop: threading.Event) -> None:
         try:
             while not stop.wait(_CHECK_SECONDS):
                 supernode.check()
+                if connector.silent_seconds > _SILENT_SECONDS and not at_work.is_set():
+                    _log.error("SuperNode asks for nothing any more; it is started again")
+                    supernode.stop()
+                    connector.begin_anew()
         finally:
             # the worker may be in the middle of a round: what it needs to go on is on the disk
             supernode.stop()

@@ -48,11 +48,32 @@ def join(
 
 
 @app.command()
+def roster(
+    folder: _Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Who takes part, by the newest roster of the consortium that this node has seen.
+
+    Example: fedtune client roster node
+    """
+    from fedtune_client.joining import roster_of
+
+    from fedtune.cli.rosters import print_roster
+
+    print_roster(roster_of(folder), as_json)
+
+
+@app.command()
 def start(folder: _Folder) -> None:
     """Take part until Ctrl-C or SIGTERM.
 
     Example: fedtune client start node
     """
+    import os
+
+    from fedtune.serving.line import PIECES
+
+    os.environ.update(PIECES)  # read when Flower is imported
     from fedtune_client.running import start as work
 
     from fedtune.cli.serving import until_stopped

@@ -87,13 +87,9 @@ def roster(folder: _Folder, as_json: _Json = False) -> None:
     """
     from fedtune_server import project
 
-    listed = project.open_project(folder).roster()
-    if as_json:
-        print(listed.model_dump_json(indent=2))
-        return
-    print(f"{listed.federation}, version {listed.version}")
-    for member in listed.members:
-        print(f"{member.silo}  {member.identity}{'  revoked' if member.revoked else ''}")
+    from fedtune.cli.rosters import print_roster
+
+    print_roster(project.open_project(folder).roster(), as_json)
 
 
 @app.command()

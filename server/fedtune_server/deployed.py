@@ -17,13 +17,13 @@ from fedtune.config.load import load_config
 from fedtune.config.published import deployed_hash, published
 from fedtune.config.schema import RunConfig
 from fedtune.identity.proof import is_proven, new_nonce
-from fedtune.identity.roster import Roster
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
 from fedtune.models.base import load_base
 from fedtune.models.base_files import base_digest
 from fedtune.models.residual import folded
 from fedtune.training import processes
 from fedtune.training.prepare import base_dtype
+from fedtune_server.asked import write_asked
 from fedtune_server.project import SERVER_FOLDER, Project, open_project
 from fedtune_server.reports import RoundReport
 from fedtune_server.roster import find_silos
@@ -53,14 +53,15 @@ def run_deployed(project: Project, grid: Grid, name: str, flower_run: int) -> No
         folder.tell("starting", round=0, rounds=config.federation.rounds, reason="")
         model, tokenizer = _model(config)
         initial = read_state(model)
-        nodes = _nodes(grid, config, project.roster(), name)
-        folder.tell("running", silos=sorted(nodes))
+        nodes = _nodes(grid, config, project, name)
+        folder.tell("running", silos=sorted(nodes), reply_bytes=initial.payload_bytes)
         state, reports = _run(grid, config, initial, nodes, folder)
         write_state(model, state.adapter)
         whole, base = folded(model, state.residual), config.model
         save_adapter(
             whole, tokenizer, folder.path / "adapter", base=base.path, revision=base.revision
         )
+        write_asked(folder.path, config.privacy, len(nodes))
         folder.tell("finished", round=len(reports))
 
 
@@ -86,9 +87,12 @@ def _model(config: RunConfig) -> tuple[Any, Any]:
     return model, base.tokenizer
 
 
-def _nodes(grid: Grid, config: RunConfig, roster: Roster, run: str) -> dict[str, int]:
-    """The nodes of the roster's silos that proved who they are, by the start's deadline."""
-    nonce = new_nonce()
+def _nodes(grid: Grid, config: RunConfig, project: Project, run: str) -> dict[str, int]:
+    """The nodes of the roster's silos that proved who they are, by the start's deadline. Each is
+    sent the roster, so that it knows who takes part.
+    """
+    nonce, roster = new_nonce(), project.roster()
+    asked = {"run": run, "nonce": nonce, "roster": project.roster_file.read_text(encoding="utf-8")}
 
     def name_of(reply: Message) -> str | None:
         record = None if reply.has_error() else reply.content.get("silo")
@@ -106,7 +110,7 @@ def _nodes(grid: Grid, config: RunConfig, roster: Roster, run: str) -> dict[str,
         min_silos=config.federation.min_silos,
         timeout_seconds=min(60.0, config.federation.round_timeout_seconds),
         poll_seconds=POLL_SECONDS,
-        question=RecordDict({"challenge": ConfigRecord({"run": run, "nonce": nonce})}),
+        question=RecordDict({"challenge": ConfigRecord(asked)}),
         name_of=name_of,
     )
 

@@ -3,8 +3,9 @@
 Flower serves the API for nodes and the one that starts runs on the same port, and knows nodes by a
 key in a header. The door stands before it: it speaks TLS with client certificates of the
 consortium's authority, finds the silo of the certificate's key in the roster at every request, lets
-nothing but the node's own calls pass, and only under that silo's own Flower key. SuperLink listens
-on loopback behind it.
+nothing but the node's own calls pass, and only under that silo's own Flower key. Of two processes
+with one silo's keys only the one that was there first is heard, and the log tells of the other: it
+is a copy of the node's folder, or a thief's. SuperLink listens on loopback behind it.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import base64
 import binascii
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +27,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
     load_ssh_public_key,
 )
-from flwr.proto.fleet_pb2 import PullMessagesResponse  # pylint: disable=no-name-in-module
 
 from fedtune.identity.certificates import key_digest
 from fedtune.identity.roster import Member, Roster
+from fedtune.serving.line import MAX_BODY_BYTES, NODE_HEADER, SMALLEST_REPLY_BYTES
+from fedtune_server.letters import Answer, Letters
 
 ALLOWED = frozenset(
     f"/v1/fleet/{call}"
@@ -45,13 +48,32 @@ ALLOWED = frozenset(
         "confirm-message-received",
     )
 )
-MAX_BODY_BYTES = 64 * 2**20
-"""Flower cuts what is larger into pieces."""
-_PULL = "/v1/fleet/pull-messages"
-_HELD_SECONDS = 15.0
-_ASKED_EVERY_SECONDS = 0.5
+_SILENT_SECONDS = 60.0
+_PULL, _PULL_PIECE, _CONFIRM = (
+    f"/v1/fleet/{call}" for call in ("pull-messages", "pull-object", "confirm-message-received")
+)
+_PUSH, _PIECE, _LEAVE = (
+    f"/v1/fleet/{call}" for call in ("push-messages", "push-object", "deactivate-node")
+)
 _FLOWER_HEADERS = ("flwr-public-key", "flwr-signature", "flwr-timestamp", "content-type")
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class Holder:
+    """The process that speaks for a silo."""
+
+    process: str
+    heard: float
+    line: asyncio.BaseTransport | None
+    reply_bytes: int = 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it holds its line, and was heard on it not long ago."""
+        if self.line is None or self.line.is_closing():
+            return False
+        return time.monotonic() - self.heard < _SILENT_SECONDS
 
 
 @dataclass
@@ -59,12 +81,16 @@ class Door:
     """Passes silos' calls on to the SuperLink at `inner` (`https://127.0.0.1:port`).
 
     `roster` gives the current version. `seen` counts calls and refusals by silo, for metrics.
+    `largest_reply` is what a silo may send between two messages, in bytes.
     """
 
     inner: str
     inner_tls: ssl.SSLContext
     roster: Callable[[], Roster]
     seen: Callable[[str, str, int], None] = field(default=lambda silo, what, size: None)
+    largest_reply: int = SMALLEST_REPLY_BYTES
+    _holders: dict[str, Holder] = field(default_factory=dict, init=False)
+    _letters: Letters = field(default_factory=Letters, init=False)
     _session: aiohttp.ClientSession | None = None
 
     def application(self) -> web.Application:
@@ -89,37 +115,59 @@ class Door:
             return self._refuse(member.silo, f"may not call {request.raw_path[:80]!r}", request)
         if not _is_key_of(member, request.headers.get("flwr-public-key", "")):
             return self._refuse(member.silo, "came with another node's Flower key", request)
+        if "content-encoding" in request.headers:
+            return self._refuse(member.silo, "sent a compressed body", request)
+        holder = self._holder(member.silo, request)
+        if holder is None:
+            why = "another process with this silo's keys is here already: is its folder copied?"
+            return self._refuse(member.silo, why, request, status=409)
         body = await request.read()
         self.seen(member.silo, "up", len(body))
+        if request.path == _PUSH:
+            holder.reply_bytes = 0
+        if request.path in (_PUSH, _PIECE):
+            holder.reply_bytes += len(body)
+            if holder.reply_bytes > self.largest_reply:
+                why = f"its reply is larger than {self.largest_reply} bytes"
+                return self._refuse(member.silo, why, request, status=413)
         headers = {
             name: request.headers[name] for name in _FLOWER_HEADERS if name in request.headers
         }
-        status, content, kind = await self._ask(request.path, body, headers)
+        status, content, kind = await self._ask(request, member.silo, body, headers)
+        if request.path == _LEAVE:
+            self._holders.pop(member.silo, None)
         self.seen(member.silo, "down", len(content))
         return web.Response(status=status, body=content, headers={"content-type": kind})
 
-    async def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, str]:
-        """The SuperLink's answer. Where a node asks for messages and there are none, it is held:
-        a node that is told so at once would sleep for seconds."""
-        over = asyncio.get_running_loop().time() + _HELD_SECONDS
-        while True:
-            status, content, kind = await self._ask_once(path, body, headers)
-            empty = path == _PULL and status == 200 and _is_empty(content)
-            if not empty or asyncio.get_running_loop().time() >= over:
-                return status, content, kind
-            await asyncio.sleep(_ASKED_EVERY_SECONDS)
+    async def _ask(
+        self, request: web.Request, silo: str, body: bytes, headers: dict[str, str]
+    ) -> Answer:
+        """The SuperLink's answer."""
+        path = request.path
+        if path == _PULL:
 
-    async def _ask_once(
-        self, path: str, body: bytes, headers: dict[str, str]
-    ) -> tuple[int, bytes, str]:
+            def is_gone() -> bool:
+                return request.transport is None or request.transport.is_closing()
+
+            return await self._letters.next(
+                silo, lambda: self._ask_once(path, body, headers), is_gone
+            )
+        answer = await self._ask_once(path, body, headers)
+        if path == _CONFIRM and answer.status == 200:
+            self._letters.confirmed(silo, body)
+        if path == _PULL_PIECE and answer.status == 403:
+            self._letters.void(silo)
+        return answer
+
+    async def _ask_once(self, path: str, body: bytes, headers: dict[str, str]) -> Answer:
         assert self._session is not None  # noqa: S101 - made when the application starts
         try:
             async with self._session.post(self.inner + path, data=body, headers=headers) as given:
                 content = await given.read()
-                return given.status, content, given.headers.get("content-type", "")
+                return Answer(given.status, content, given.headers.get("content-type", ""))
         except aiohttp.ClientError as error:
             _log.warning("the SuperLink doesn't answer: %s", error)
-            return 503, b"", "text/plain"
+            return Answer(503, b"", "text/plain")
 
     def _silo_of(self, request: web.Request) -> Member | None:
         tls = request.transport.get_extra_info("ssl_object") if request.transport else None
@@ -128,10 +176,21 @@ class Door:
             return None
         return self.roster().by_tls_key(key_digest(x509.load_der_x509_certificate(given)))
 
-    def _refuse(self, silo: str, why: str, request: web.Request) -> web.Response:
+    def _holder(self, silo: str, request: web.Request) -> Holder | None:
+        """The process that speaks for the silo, if this request is of it."""
+        process = request.headers.get(NODE_HEADER, "")
+        holder = self._holders.get(silo)
+        if holder is None or not holder.is_there:
+            holder = self._holders[silo] = Holder(process, 0.0, None)
+        if holder.process != process:
+            return None
+        holder.heard, holder.line = time.monotonic(), request.transport
+        return holder
+
+    def _refuse(self, silo: str, why: str, request: web.Request, status: int = 403) -> web.Response:
         _log.warning("refused: silo %s at %s: %s", silo, request.remote, why)
         self.seen(silo, "refused", 0)
-        return web.Response(status=403, text=why)
+        return web.Response(status=status, text=why)
 
 
 def outer_tls(certificate: str, key: str, authority: str) -> ssl.SSLContext:
@@ -142,12 +201,6 @@ def outer_tls(certificate: str, key: str, authority: str) -> ssl.SSLContext:
     context.load_verify_locations(authority)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _is_empty(content: bytes) -> bool:
-    given = PullMessagesResponse()
-    given.ParseFromString(content)
-    return not given.messages_list
 
 
 def _is_key_of(member: Member, header: str) -> bool:

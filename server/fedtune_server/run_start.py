@@ -9,6 +9,7 @@ from typing import Any
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
+from fedtune.serving.line import SMALLEST_REPLY_BYTES
 from fedtune_server.flower_link import Link, pem_of
 from fedtune_server.project import Project
 from fedtune_server.run_folder import RunFolder
@@ -45,6 +46,15 @@ def take_up(project: Project, link: Link) -> None:
                 link.stop_run(int(told["flower_run"]))
             _start(run, link)
             _log.info("run %s: taken up after round %d", run.name, told.get("round", 0))
+
+
+def largest_reply(project: Project) -> int:
+    """Bytes that a silo may send in one reply by the runs that are at work. Pieces whose arrival
+    was not heard of are sent twice, and Flower's own words come on top.
+    """
+    told = [run.status() for run in _runs(project)]
+    deltas = [int(x.get("reply_bytes", 0)) for x in told if x.get("state") not in ENDED]
+    return 2 * max(deltas, default=0) + SMALLEST_REPLY_BYTES
 
 
 def begin(project: Project, config: RunConfig, name: str | None) -> RunFolder:

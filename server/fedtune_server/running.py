@@ -18,11 +18,12 @@ from fedtune.errors import InputError
 from fedtune.identity.loopback import new_loopback
 from fedtune.identity.roster import Roster, load
 from fedtune.serving.kept import Kept
+from fedtune.serving.line import PIECES
 from fedtune.serving.served import Served
 from fedtune_server.door import Door, outer_tls
 from fedtune_server.flower_link import Link, superexec_command, superlink_command
 from fedtune_server.project import SERVER_FOLDER, Project
-from fedtune_server.run_start import take_up
+from fedtune_server.run_start import largest_reply, take_up
 
 _CHECK_SECONDS = 1.0
 _STARTING_SECONDS = 60.0
@@ -55,6 +56,7 @@ def start(project: Project, stop: threading.Event) -> None:
     _write_secret(secret)
     environment = {
         **telemetry.OFF,
+        **PIECES,
         SERVER_FOLDER: str(project.folder.absolute()),
         "FLWR_HOME": str((place / "home").absolute()),
     }
@@ -86,6 +88,7 @@ def start(project: Project, stop: threading.Event) -> None:
         while not stop.is_set():
             for child in children:
                 child.check()
+            door.largest_reply = largest_reply(project)
             if roster().version != registered:
                 link.register(roster())
                 registered = roster().version

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedtune_client.app import LocalUpdate, reply
 from fedtune_client.node import Node, RefusedError, node_app
 from fedtune_client.node_config import NodeConfig
@@ -24,14 +25,18 @@ from fedtune.config.schema import RunConfig
 from fedtune.delta_encoding import encoded_size
 from fedtune.identity.keys import new_identity, public_bytes
 from fedtune.identity.proof import is_proven, new_nonce
-from fedtune.identity.roster import Member
+from fedtune.identity.roster import Member, Roster, sign
 from fedtune.models.adapters import read_state
 from fedtune.models.base_files import base_digest
 from fedtune.privacy.ledger import Ledger
 from fedtune.training.prepare import prepare
 
 EMBEDDED = base_digest(ModelConfig())
-IDENTITY = new_identity()
+IDENTITY, CONSORTIUM = new_identity(), new_identity()
+PINNED = public_bytes(CONSORTIUM)
+NORTH = Member(
+    silo="north", identity=public_bytes(IDENTITY).hex(), tls_key="0" * 64, flower_key="k"
+)
 OPEN: dict[str, Any] = {"modes": ["none", "local"], "max_delta": 1e-3}
 RUN: dict[str, Any] = {
     "task": {"max_length": 48},
@@ -73,7 +78,7 @@ def node(tmp_path: Path) -> Callable[..., Node]:
                 "policy": {"privacy": OPEN, **policy},
             }
         )
-        return Node(config, IDENTITY, tmp_path / "node")
+        return Node(config, IDENTITY, tmp_path / "node", PINNED)
 
     return make
 
@@ -156,7 +161,7 @@ def test_a_base_model_of_another_digest_is_refused(node: Callable[..., Node]):
         update={"base_models": [ours.config.base_models[0].model_copy(update={"sha256": "1" * 64})]}
     )
     with pytest.raises(RefusedError, match="files here are not those of its digest"):
-        ask(Node(lying, IDENTITY, ours.folder), message_of(run_of({}), base="1" * 64))
+        ask(Node(lying, IDENTITY, ours.folder, PINNED), message_of(run_of({}), base="1" * 64))
 
 
 def test_the_coordinator_s_paths_are_not_looked_at(node: Callable[..., Node], tmp_path: Path):
@@ -212,6 +217,20 @@ def test_a_node_whose_record_was_put_back_pays_for_what_it_does_again(node: Call
     assert charges(ours) == 2
 
 
+def test_a_silo_has_the_statement_of_its_part(node: Callable[..., Node]):
+    ours, config = node(), run_of(PRIVATE)
+    ask(ours, message_of(config))
+    (file,) = (ours.folder / "runs").glob("*/privacy.json")
+    told = json.loads(file.read_text())
+    assert 0 < told["promise"]["epsilon"] <= 3.0
+    assert (told["promise"]["unit"], list(told["parties"])) == ("patient", ["north"])
+    first = told["parties"]["north"]["ledger"]
+    assert first["after"]
+    assert (file.parent / "privacy.md").exists()
+    ask(ours, message_of(config, number=2))
+    assert json.loads(file.read_text())["parties"]["north"]["ledger"] == first
+
+
 def test_a_damaged_reply_is_not_sent(node: Callable[..., Node]):
     config, ours = run_of({}), node()
     update = ask(ours, message_of(config))
@@ -264,17 +283,36 @@ def test_a_run_of_the_same_settings_and_another_name_is_another_run(node: Callab
         ask(ours, mixed)
 
 
+def roster(version: int, *members: Member, key: Ed25519PrivateKey = CONSORTIUM) -> str:
+    return sign(Roster(federation="Trial", version=version, members=members or (NORTH,)), key)
+
+
+def query(run: str, nonce: str, listed: str) -> Message:
+    asked = ConfigRecord({"run": run, "nonce": nonce, "roster": listed})
+    return Message(RecordDict({"challenge": asked}), dst_node_id=3, message_type="query")
+
+
+def test_the_newest_roster_is_kept_and_no_other_taken(node: Callable[..., Node]):
+    ours = node()
+    file = ours.folder / "roster.json"
+    ours.prove(query("first", new_nonce(), roster(4)))
+    ours.prove(query("first", new_nonce(), roster(6)))
+    assert file.read_text() == roster(6)
+    changed = roster(7).replace('"version', '"Version')
+    for listed, words in (
+        (roster(5), "version 6 was seen before"),
+        (roster(7, key=new_identity()), "signature"),
+        (changed, "."),
+        ("", "."),
+    ):
+        with pytest.raises(RefusedError, match=words):
+            ours.prove(query("first", new_nonce(), listed))
+    assert file.read_text() == roster(6)
+
+
 def test_who_it_is_is_proven_for_one_run_and_number(node: Callable[..., Node]):
-    nonce = new_nonce()
-    query = Message(
-        RecordDict({"challenge": ConfigRecord({"run": "first", "nonce": nonce})}),
-        dst_node_id=3,
-        message_type="query",
-    )
-    told = node().prove(query)["silo"]
-    member = Member(
-        silo="north", identity=public_bytes(IDENTITY).hex(), tls_key="0" * 64, flower_key="k"
-    )
+    nonce, member = new_nonce(), NORTH
+    told = node().prove(query("first", nonce, roster(1)))["silo"]
     proof = str(told["proof"])
     assert is_proven(member, "first", nonce, proof)
     for changed in (

@@ -19,23 +19,26 @@ import pytest
 from ruamel.yaml import YAML
 
 from fedtune.cli.main import main
+from tests.e2e.line import Line
 
 SILOS = ("north", "south", "west")
 _ENDING_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 240.0
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, **settings: str) -> dict[str, str]:
     """What the processes of a test get: this tree's packages, a cache of their own, one thread.
 
     No virtual environment is activated: only the system's programs are on the path.
     Where this process's coverage is measured, theirs is too, beside its data.
     """
+    hostile = [str(Path(__file__).parent / "hostile")] if settings else []
     own = {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(hostile + [path for path in sys.path if path]),
         "FEDTUNE_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
         "PATH": os.defpath,
+        **settings,
     }
     if (measured := coverage.Coverage.current()) is not None:
         settings = folder / "coverage.ini"
@@ -72,6 +75,7 @@ class Federation:
     """A coordinator's folder and its nodes' folders, and their processes."""
 
     folder: Path
+    line: Line | None = None
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -93,15 +97,18 @@ class Federation:
             assert main([*map(str, arguments)]) == 0
         return out.getvalue()
 
-    def start(self, name: str) -> None:
-        """Start the coordinator (`server`) or a silo's node."""
+    def start(self, name: str, **settings: str) -> None:
+        """Start the coordinator (`server`) or a silo's node, with `settings` in its environment.
+
+        With any, `hostile/sitecustomize.py` is loaded, and does what they say.
+        """
         kind = "server" if name == "server" else "client"
         with (self.folder / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
                 command(kind, "start", self.folder / name),
                 stdout=out,
                 stderr=out,
-                env=environment(self.folder),
+                env=environment(self.folder, **settings),
                 start_new_session=True,
             )
 
@@ -135,11 +142,12 @@ class Federation:
 
     def online(self, *silos: str) -> None:
         """Wait until these nodes are online."""
-        until(lambda: (self.server / "running.json").exists(), "the coordinator")
 
         def there() -> bool:
             ended = [name for name, process in self.processes.items() if process.poll() is not None]
-            assert not ended, f"{ended} ended: {self.told(ended[0])}"
+            assert not ended, f"{ended} ended: {self.told(ended[0])[-3000:]}"
+            if not (self.server / "running.json").exists():
+                return False
             standing = json.loads(self.said("server", "status", self.server, "--json"))
             return all(standing["silos"][silo] == "online" for silo in silos)
 

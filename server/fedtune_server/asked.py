@@ -1,0 +1,52 @@
+"""What a run between machines asked of its silos in privacy: the coordinator's own statement.
+
+It gives no epsilon of what was done: that depends on each silo's rows, of which the coordinator is
+told nothing. Each node keeps the full statement of its part, with its ledger's figures.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedtune.atomic import write_text
+from fedtune.config.privacy import PrivacyConfig
+from fedtune.reports.privacy_prose import prose
+from fedtune.reports.privacy_statement import PROSE, STATEMENT, statement
+
+_ASKED = (
+    "target_epsilon",
+    "noise_multiplier",
+    "delta",
+    "unit",
+    "max_records_per_unit",
+    "sampling",
+    "clipping",
+    "clipping_norm",
+    "accountant",
+)
+
+
+def write_asked(folder: Path, settings: PrivacyConfig, silos: int) -> dict[str, Any]:
+    """Write privacy.json and privacy.md into the run's folder and give the former's content."""
+    facts = statement(settings, {}) if settings.mode == "none" else _asked(settings, silos)
+    write_text(folder / STATEMENT, json.dumps(facts, indent=2) + "\n")
+    write_text(folder / PROSE, prose(facts))
+    return facts
+
+
+def _asked(settings: PrivacyConfig, silos: int) -> dict[str, Any]:
+    asked = {name: getattr(settings, name) for name in _ASKED}
+    told = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+    return {
+        "version": 1,
+        "mode": settings.mode,
+        "promise": None,
+        "asked": asked,
+        "statement": (
+            f"Each of {silos} silos was asked to train by DP-SGD with {told}. By its own policy it "
+            "does so or refuses; before its first step it charges its own budget ledger, and it "
+            "writes a statement of what was done on its data, with epsilon by two accountants, "
+            "into `runs` of its node's folder. The coordinator is told nothing of a silo's data, "
+            "can't check this from outside, and gives no epsilon of its own."
+        ),
+    }

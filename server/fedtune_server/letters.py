@@ -1,0 +1,94 @@
+"""Messages on their way to silos, each kept until the silo has said that it has it.
+
+SuperLink gives a message once. Where the line breaks as it travels, or the node has stopped waiting
+for the call that it comes with, it would be lost, and its silo late for the round.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+_HELD_SECONDS = 15.0
+_ASKED_EVERY_SECONDS = 0.5
+_TIMES = 10
+
+
+class Answer(NamedTuple):
+    """What SuperLink says to a call."""
+
+    status: int
+    content: bytes
+    kind: str
+
+
+@dataclass
+class Letter:
+    """What was given for a silo, and how often it went out."""
+
+    answer: Answer
+    messages: frozenset[str]
+    times: int = 0
+
+
+@dataclass
+class Letters:
+    """The one letter of each silo that is on its way."""
+
+    _under_way: dict[str, Letter] = field(default_factory=dict, init=False)
+    _locks: defaultdict[str, asyncio.Lock] = field(
+        default_factory=lambda: defaultdict(asyncio.Lock), init=False
+    )
+
+    async def next(
+        self, silo: str, ask: Callable[[], Awaitable[Answer]], is_gone: Callable[[], bool]
+    ) -> Answer:
+        """The silo's message: the last one again, if it was not confirmed, else what `ask` gives.
+
+        Where there is none the node is held for some seconds, or until it `is_gone`: one that is
+        told so at once would sleep for long.
+        """
+        over = time.monotonic() + _HELD_SECONDS
+        async with self._locks[silo]:
+            while True:
+                letter = self._under_way.get(silo)
+                if letter is not None and letter.times < _TIMES:
+                    letter.times += 1
+                    return letter.answer
+                self._under_way.pop(silo, None)
+                answer = await ask()
+                messages = _messages_in(answer)
+                if messages:
+                    self._under_way[silo] = Letter(answer, messages, times=1)
+                if messages or answer.status != 200 or time.monotonic() >= over or is_gone():
+                    return answer
+                await asyncio.sleep(_ASKED_EVERY_SECONDS)
+
+    def confirmed(self, silo: str, body: bytes) -> None:
+        """The silo has said in a `confirm-message-received` that it has a message."""
+        said = ConfirmMessageReceivedRequest()
+        try:
+            said.ParseFromString(body)
+        except DecodeError:
+            return
+        letter = self._under_way.get(silo)
+        if letter is not None and said.message_object_id in letter.messages:
+            del self._under_way[silo]
+
+    def void(self, silo: str) -> None:
+        """The message can't be had any more: its run was stopped."""
+        self._under_way.pop(silo, None)
+
+
+def _messages_in(answer: Answer) -> frozenset[str]:
+    if answer.status != 200:
+        return frozenset()
+    given = PullMessagesResponse()
+    given.ParseFromString(answer.content)
+    return frozenset(message.metadata.message_id for message in given.messages_list)
