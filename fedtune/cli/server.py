@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedtune.errors import RunFailedError
+from fedtune.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
     from fedtune_server.project import Project
@@ -175,6 +175,36 @@ def status(folder: _Folder, as_json: _Json = False) -> None:
         print(f"silo {silo}: {word}")
     for name, told in found["runs"].items():
         print(f"run {name}: {_line(told)}")
+
+
+@app.command()
+def dashboard(
+    folder: _Folder,
+    port: Annotated[int, typer.Option(help="On loopback; 0: any free one.")] = 9095,
+) -> None:
+    """Serve a page for a browser on this machine: runs, silos, privacy, refusals. Changes nothing.
+
+    Example: fedtune server dashboard trial
+    """
+    from fedtune_server.dashboard import dashboard as page_of
+    from fedtune_server.project import open_project
+
+    from fedtune.cli.serving import until_stopped
+    from fedtune.serving.local import HOST
+    from fedtune.serving.served import Served
+
+    served = Served(page_of(open_project(folder)), HOST, port)
+    with until_stopped() as stop:
+        try:
+            print(f"http://{HOST}:{served.start()}/", flush=True)
+        except OSError as error:
+            raise InputError(
+                f"port {port} can't be listened on ({error.strerror})",
+                where="--port",
+                mend="give another one",
+            ) from None
+        stop.wait()
+        served.stop()
 
 
 def _line(told: dict[str, Any]) -> str:

@@ -14,18 +14,17 @@ _FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
-def until_stopped(log: Path) -> Iterator[threading.Event]:
-    """Gives an event that Ctrl-C and SIGTERM set; logs of fedtune go to `log` and stderr."""
+def until_stopped(log: Path | None = None) -> Iterator[threading.Event]:
+    """Gives an event that Ctrl-C and SIGTERM set; logs of fedtune go to stderr, and to `log`."""
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set())
         for number in (signal.SIGINT, signal.SIGTERM)
     }
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [
-        RotatingFileHandler(log, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT),
-        logging.StreamHandler(sys.stderr),
-    ]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(RotatingFileHandler(log, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT))
     loggers = [logging.getLogger(name) for name in ("fedtune", "fedtune_server", "fedtune_client")]
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORM))

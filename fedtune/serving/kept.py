@@ -30,14 +30,20 @@ class Kept:
     environment: Mapping[str, str]
     """Added to this process's own."""
     log: Path
+    restarts: int = field(default=0, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _pause_seconds: float = field(default=1.0, init=False)
     _began: float = field(default=0.0, init=False)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
     def check(self) -> None:
         """Start it if it doesn't run and its pause is over."""
         now = time.monotonic()
-        if self._process is not None and self._process.poll() is None:
+        if self.is_up:
             if now - self._began > _LONGEST_PAUSE_SECONDS:
                 self._pause_seconds = 1.0
             return
@@ -46,6 +52,7 @@ class Kept:
                 return
             _log.error("%s ended with %s; started again", self.name, self._process.returncode)
             self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+            self.restarts += 1
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(

@@ -56,6 +56,17 @@ class Served:
             raise began[0]
         return began[0]
 
+    def answers(self, within_seconds: float = 2.0) -> bool:
+        """Whether its thread is there and gets to what it is asked. Not for that thread itself."""
+        if self._thread is None or not self._thread.is_alive():
+            return False
+        heard = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(heard.set)
+        except RuntimeError:  # it has just ended
+            return False
+        return heard.wait(within_seconds)
+
     def _drop_the_rest(self) -> None:
         """What still waits for somebody who is not there."""
         waiting = asyncio.all_tasks(self._loop)

@@ -25,7 +25,7 @@ from fedtune.training import processes
 from fedtune.training.prepare import base_dtype
 from fedtune_server.asked import write_asked
 from fedtune_server.project import SERVER_FOLDER, Project, open_project
-from fedtune_server.reports import RoundReport
+from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.roster import find_silos
 from fedtune_server.rounds import RunPlan, run_rounds
 from fedtune_server.rules import rule_of
@@ -73,7 +73,8 @@ def _told(folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:  # who stops the process knows what to say of it
         reason = str(error) or type(error).__name__
-        folder.tell("failed", reason=reason[:_LONGEST_REASON])
+        lost = dataclasses.asdict(error.report) if isinstance(error, QuorumLostError) else None
+        folder.tell("failed", reason=reason[:_LONGEST_REASON], given_up=lost)
         raise
 
 

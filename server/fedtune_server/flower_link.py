@@ -4,11 +4,13 @@ Of flwr==1.41.0 this file uses the commands `flower-superlink` and `flower-super
 client of the Control API that its own `flwr` command uses.
 """
 
+import ssl
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -31,6 +33,8 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from fedtune.bundle import bundle, bundle_digest
 from fedtune.identity.roster import Member, Roster
 
+_ANSWER_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class Link:
@@ -46,6 +50,15 @@ class Link:
             root_certificates=self.certificate.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
+
+    def answers(self) -> bool:
+        """Whether it does so soon; the calls below would wait for half a minute."""
+        try:
+            context = ssl.create_default_context(cafile=str(self.certificate))
+            httpx.get(f"https://{self.address}", verify=context, timeout=_ANSWER_SECONDS)
+        except (httpx.HTTPError, OSError):
+            return False
+        return True
 
     def register(self, roster: Roster) -> None:
         """Make Flower's nodes those of the roster: new silos in, revoked ones and old keys out."""

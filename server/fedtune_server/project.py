@@ -55,6 +55,10 @@ class ServerConfig(Section):
     local_port: _Port = Field(
         9093, description="Health and metrics, on loopback; Flower's own port is the one after."
     )
+    monitoring: bool = Field(True, description="Whether `local_port` tells health and metrics.")
+    least_free_mb: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        1024, description="With less free disk the coordinator says that it isn't well."
+    )
     certificate_days: Annotated[int, Field(ge=1, le=3650)] = Field(
         certificates.CERTIFICATE_DAYS, description="How long certificates are good for."
     )

@@ -97,15 +97,21 @@ def look(project: Project, run: RunFolder) -> dict[str, Any]:
     told = run.status()
     if told.get("state") in ENDED or told.get("flower_run") is None:
         return told
-    status, how = link_of(project).run_status(int(told["flower_run"]))
-    if status == _OVER and run.status().get("state") not in ENDED:
-        run.tell("failed", reason=f"its process ended: {how}")
+    reason = died(link_of(project), int(told["flower_run"]))
+    if reason is not None and run.status().get("state") not in ENDED:
+        run.tell("failed", reason=reason)
     return run.status()
+
+
+def died(link: Link, flower_run: int) -> str | None:
+    """What Flower says of a run that it has ended; None of one that it goes on with."""
+    status, how = link.run_status(flower_run)
+    return f"its process ended: {how}" if status == _OVER else None
 
 
 def _start(run: RunFolder, link: Link) -> None:
     """Have Flower start the run's process. From here on no earlier one may write in the folder."""
-    run.tell("waiting", flower_run=None, reason="")
+    run.tell("waiting", flower_run=None, reason="", given_up=None)
     run.tell("waiting", flower_run=link.start_run(run.name))
 
 

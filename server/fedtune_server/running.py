@@ -19,9 +19,11 @@ from fedtune.identity.loopback import new_loopback
 from fedtune.identity.roster import Roster, load
 from fedtune.serving.kept import Kept
 from fedtune.serving.line import PIECES
+from fedtune.serving.local import HOST
 from fedtune.serving.served import Served
 from fedtune_server.door import Door, outer_tls
 from fedtune_server.flower_link import Link, superexec_command, superlink_command
+from fedtune_server.health import Calls, Coordinator, monitoring
 from fedtune_server.project import SERVER_FOLDER, Project
 from fedtune_server.run_start import largest_reply, take_up
 
@@ -69,18 +71,23 @@ def start(project: Project, stop: threading.Event) -> None:
     ]
     link = Link(f"127.0.0.1:{port}", certificate)
     inner = ssl.create_default_context(cafile=str(certificate))
-    door = Door(f"https://127.0.0.1:{port}", inner, roster)
+    calls = Calls()
+    door = Door(f"https://127.0.0.1:{port}", inner, roster, calls.seen)
     outer = outer_tls(
         str(project.certificates / "server.crt"),
         str(project.certificates / "server.pem"),
         str(project.certificates / "authority.crt"),
     )
     served = Served(door.application(), config.bind, config.port, outer)
+    watched = Coordinator(project, link, children, served, calls)
+    health = Served(monitoring(watched), HOST, config.local_port)
     try:
+        if config.monitoring:  # from the first moment on, and unwell until all is up
+            _serve(health, config.local_port, "local_port")
         _begin(children[0], f"https://127.0.0.1:{port}", certificate, stop)
         link.register(roster())
         registered = roster().version
-        _serve(served, config.port)
+        _serve(served, config.port, "port")
         take_up(project, link)
         facts = {"process": os.getpid(), "superlink": link.address, "port": config.port}
         write_text(project.folder / "running.json", json.dumps(facts) + "\n")
@@ -97,6 +104,7 @@ def start(project: Project, stop: threading.Event) -> None:
     finally:
         (project.folder / "running.json").unlink(missing_ok=True)
         served.stop()
+        health.stop()
         for child in reversed(children):
             child.stop()
         secret.unlink(missing_ok=True)
@@ -117,14 +125,14 @@ def _begin(child: Kept, url: str, certificate: Path, stop: threading.Event) -> N
     raise InputError("Flower's SuperLink did not start", where=child.log, mend="its log says why")
 
 
-def _serve(served: Served, port: int) -> None:
+def _serve(served: Served, port: int, setting: str) -> None:
     try:
         served.start()
     except OSError as error:
         raise InputError(
             f"port {port} can't be listened on ({error.strerror})",
-            where="port",
-            mend="set another `port` in server.yaml",
+            where=setting,
+            mend=f"set another `{setting}` in server.yaml",
         ) from None
 
 

@@ -7,7 +7,13 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["fedtune_server.running", "fedtune_server.run_start", "fedtune_client.joining"]
+    "module",
+    [
+        "fedtune_server.running",
+        "fedtune_server.run_start",
+        "fedtune_server.dashboard",
+        "fedtune_client.joining",
+    ],
 )
 def test_what_loads_no_model_loads_no_torch(module: str) -> None:
     asked = f"import sys, {module}; print({{'torch', 'datasets', 'opacus'}} & {{*sys.modules}})"

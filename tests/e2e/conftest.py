@@ -176,12 +176,15 @@ def rows_of(silo: str) -> list[dict[str, str]]:
 
 def free_ports() -> tuple[int, int]:
     """A free port, and the first of two that are free and follow each other."""
-    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        first = two.getsockname()[1]
-        three.bind(("127.0.0.1", first + 1))
-        return one.getsockname()[1], first
+    for _ in range(100):
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+            one.bind(("127.0.0.1", 0))
+            two.bind(("127.0.0.1", 0))
+            first = two.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):  # the next one may be taken
+                three.bind(("127.0.0.1", first + 1))
+                return one.getsockname()[1], first
+    raise AssertionError("no two ports that follow each other are free")
 
 
 def make(folder: Path, silos: tuple[str, ...] = SILOS) -> Federation:

@@ -4,13 +4,16 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import ssl
 import stat
+import subprocess
 import warnings
 import zipfile
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from fedtune_server.flower_link import Link
 from fedtune_server.project import open_project
@@ -23,7 +26,7 @@ from fedtune.bundle import bundle, bundle_digest
 from fedtune.cli.main import main
 from fedtune.identity import certificates
 from fedtune.identity.keys import load_keys, new_tls_key, save_private_key
-from tests.e2e.conftest import SILOS, Federation, rows_of, until
+from tests.e2e.conftest import SILOS, Federation, command, environment, make, rows_of, until
 
 RUN = """\
 task: {max_length: 48}
@@ -68,6 +71,74 @@ def test_a_run_that_breaks_a_silo_s_policy_fails_with_the_reason_in_both_logs(
     reason = "training.max_steps is 5000, this silo allows 1000"
     assert reason in said
     assert all(reason in federation.told(silo) for silo in SILOS)
+    given_up = federation.status("long")["given_up"]
+    assert [(gone["silo"], gone["reason"]) for gone in given_up["failures"]] == [
+        (silo, "client_error") for silo in SILOS
+    ]
+
+
+def test_the_coordinator_tells_machines_and_people_how_it_is(federation: Federation):
+    run = federation.folder / "watched.yaml"
+    run.write_text(RUN.replace("rounds: 2", "rounds: 1"))
+    federation.fedtune("server", "run", federation.server, run, "--name", "watched")
+    local = f"http://127.0.0.1:{open_project(federation.server).config.local_port}"
+    assert httpx.get(f"{local}/healthz").json() == {"status": "ok", "reasons": []}
+    metrics = httpx.get(f"{local}/metrics").text
+    assert 'fedtune_silos{state="online"} 3.0' in metrics
+    assert 'fedtune_run_round{run="watched"} 1.0' in metrics
+    for silo in SILOS:
+        assert re.search(
+            rf'fedtune_silo_bytes_total{{direction="up",silo="{silo}"}} [1-9]', metrics
+        )
+    shown = subprocess.Popen(
+        command("server", "dashboard", federation.server, "--port", "0"),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(federation.folder),
+    )
+    assert shown.stdout is not None
+    page = httpx.get(shown.stdout.readline().strip(), timeout=60).text
+    shown.terminate()
+    assert shown.wait(30) == 0
+    assert "<strong>Works.</strong>" in page
+    assert page.count('<span class="badge online">') == len(SILOS)
+    assert "watched" in page
+
+
+def test_a_frozen_and_a_dead_process_of_flower_s_are_told(federation: Federation):
+    local = f"http://127.0.0.1:{open_project(federation.server).config.local_port}"
+
+    def reasons() -> list[str]:
+        return list(httpx.get(f"{local}/healthz", timeout=30).json()["reasons"])
+
+    started = psutil.Process(federation.processes["server"].pid).children()
+    superlink, superexec = (
+        next(child for child in started if any(name in part for part in child.cmdline()))
+        for name in ("flower-superlink", "flower-superexec")
+    )
+    superlink.suspend()
+    try:
+        assert reasons() == ["superlink does not answer"]
+        assert "fedtune_superlink_up 0.0" in httpx.get(f"{local}/metrics", timeout=30).text
+    finally:
+        superlink.resume()
+    superexec.kill()
+    again = 'fedtune_child_restarts_total{process="superexec"} 1.0'
+    until(lambda: again in httpx.get(f"{local}/metrics", timeout=30).text, "another superexec")
+    until(lambda: reasons() == [], "a coordinator that is well")
+
+
+def test_health_and_metrics_can_be_left_out(tmp_path: Path):
+    quiet = make(tmp_path, silos=())
+    settings = quiet.server / "server.yaml"
+    settings.write_text(settings.read_text().replace("monitoring: true", "monitoring: false"))
+    quiet.start("server")
+    try:
+        until(lambda: (quiet.server / "running.json").exists(), "the coordinator")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{open_project(quiet.server).config.local_port}/healthz")
+    finally:
+        quiet.end()
 
 
 @pytest.mark.parametrize("name", ["../out", "..", "a/b", "", "-x"])
