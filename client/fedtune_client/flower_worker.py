@@ -32,7 +32,7 @@ from fedtune_client.node import RefusedError
 
 App = Callable[[Message, Context], Message]
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
-_AWAY_SECONDS = 60.0
+_AWAY_SECONDS = 300.0
 _PAUSE_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 

@@ -1,14 +1,18 @@
 """Loaded by Python at the start of a process that has this folder on its path: hostile parties.
 
 A node is the product's own up to what it sends. Its reply to round N of the run `hostile` is the
-Nth case; in the run `large` it is far too large. A coordinator sends each instruction twice.
+Nth case; in the run `large` it is far too large. A coordinator sends each instruction twice. A
+clock on the wall is off; libfaketime would do the same to a process, but breaks `time.sleep`.
 """
 
+import datetime
 import gzip
 import io
 import os
 import pickle
 import sys
+import time
+import types
 
 CASES = (
     "not a number",
@@ -98,8 +102,31 @@ def be_a_coordinator_that_repeats_itself():
     fedtune_server.collect._push = twice
 
 
+def have_a_wrong_clock(off):
+    """For all that reads the time of day: Flower, messages' ages, and the node's own signatures."""
+    import flwr.supercore.date
+
+    true_time, true_now = time.time, flwr.supercore.date.now
+    time.time = lambda: true_time() + off
+    flwr.supercore.date.now = lambda: true_now() + datetime.timedelta(seconds=off)
+
+    import fedtune_client.connector
+
+    class Wrong(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime.now(tz) + datetime.timedelta(seconds=off)
+
+    shown = types.SimpleNamespace(
+        **{name: getattr(datetime, name) for name in ("UTC", "timedelta")}, datetime=Wrong
+    )
+    fedtune_client.connector.datetime = shown
+
+
 started = " ".join(sys.orig_argv)
 if "FEDTUNE_TEST_TRAP" in os.environ and " client start " in f"{started} ":
     be_a_hostile_node()
 if "FEDTUNE_TEST_TWICE" in os.environ and "flwr-serverapp" in started:
     be_a_coordinator_that_repeats_itself()
+if "FEDTUNE_TEST_CLOCK" in os.environ:
+    have_a_wrong_clock(float(os.environ["FEDTUNE_TEST_CLOCK"]))
