@@ -8,6 +8,7 @@ the same, and nobody is charged twice.
 
 import datetime
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,9 +105,11 @@ class Node:
         opened.replies.begin(told.round)
         if course is not None:
             course.reach(course.at + 1)
+        began = time.monotonic()
         update = self._shown(opened.silo.train(told))
+        seconds = time.monotonic() - began
         opened.replies.keep(told, update)
-        _log.info("run %s, round %d: trained", asked.run, told.round)
+        _log.info("run %s, round %d: trained in %.2f s", asked.run, told.round, seconds)
         return update
 
     def answer(self, message: Message) -> Message:

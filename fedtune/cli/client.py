@@ -64,8 +64,12 @@ def roster(
 
 
 @app.command()
-def start(folder: _Folder) -> None:
-    """Take part until Ctrl-C or SIGTERM.
+def start(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="The node's folder; or several, to try.")
+    ],
+) -> None:
+    """Take part until Ctrl-C or SIGTERM. Several nodes on one machine end together.
 
     Example: fedtune client start node
     """
@@ -78,8 +82,14 @@ def start(folder: _Folder) -> None:
 
     from fedtune.cli.serving import until_stopped
 
-    with until_stopped(folder / "logs" / "node.log") as stop:
-        work(folder, stop)
+    if len(folders) > 1:
+        from fedtune.cli.main import main
+        from fedtune.serving.forked import forked
+
+        forked(lambda folder: main(["client", "start", folder]), [str(f) for f in folders])
+        return
+    with until_stopped(folders[0] / "logs" / "node.log") as stop:
+        work(folders[0], stop)
 
 
 @app.command()

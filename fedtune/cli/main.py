@@ -16,7 +16,7 @@ from typing import Annotated  # noqa: E402
 import click  # noqa: E402
 import typer  # noqa: E402
 
-from fedtune.cli import budget, client, config, data, privacy, server  # noqa: E402
+from fedtune.cli import budget, client, config, data, federation, privacy, server  # noqa: E402
 from fedtune.cli.doctor import doctor  # noqa: E402
 from fedtune.cli.evaluate import evaluate  # noqa: E402
 from fedtune.cli.evaluate_synthetic import evaluate_synthetic  # noqa: E402
@@ -63,6 +63,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(server.app, name="server")
 app.add_typer(client.app, name="client")
+app.add_typer(federation.app, name="federation")
 app.command()(train)
 app.command()(simulate)
 app.command()(evaluate)

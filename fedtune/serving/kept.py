@@ -14,6 +14,7 @@ from pathlib import Path
 _ENDING_SECONDS = 8.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded before a fork, which another thread's lock may be held across
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +61,7 @@ class Kept:
                 stdout=out,
                 stderr=out,
                 env=self._whole_environment(),
-                preexec_fn=_end_with_the_parent,
+                preexec_fn=end_with_the_parent,
             )
         self._began = now
 
@@ -82,7 +83,7 @@ class Kept:
             self._process.wait()
 
 
-def _end_with_the_parent() -> None:
+def end_with_the_parent() -> None:
     """Ask Linux to kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -31,7 +31,11 @@ class Served:
         def work() -> None:
             asyncio.set_event_loop(self._loop)
             runner = web.AppRunner(
-                self.application, access_log=None, shutdown_timeout=_LAST_ANSWERS_SECONDS
+                self.application,
+                access_log=None,
+                shutdown_timeout=_LAST_ANSWERS_SECONDS,
+                # who hung up gets no answer: it could be a message that another caller waits for
+                handler_cancellation=True,
             )
             try:
                 self._loop.run_until_complete(runner.setup())

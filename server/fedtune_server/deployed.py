@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
@@ -24,7 +27,7 @@ from fedtune.models.residual import folded
 from fedtune.training import processes
 from fedtune.training.prepare import base_dtype
 from fedtune_server.asked import write_asked
-from fedtune_server.project import SERVER_FOLDER, Project, open_project
+from fedtune_server.project import SERVER_FOLDER, SERVER_PROCESS, Project, open_project
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.roster import find_silos
 from fedtune_server.rounds import RunPlan, run_rounds
@@ -32,6 +35,7 @@ from fedtune_server.rules import rule_of
 from fedtune_server.run_folder import RunFolder, TakenOverError
 
 POLL_SECONDS = 0.2
+_CHECK_SECONDS = 1.0
 _LONGEST_REASON = 2000
 
 app = ServerApp()
@@ -40,8 +44,20 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Called by Flower, in a process of its own, once a run."""
+    threading.Thread(target=_end_with_the_coordinator, daemon=True).start()
     project = open_project(Path(os.environ[SERVER_FOLDER]))
     run_deployed(project, grid, str(context.run_config["fedtune-run"]), context.run_id)
+
+
+def _end_with_the_coordinator() -> None:
+    """Flower's launcher leaves this process behind. Whoever goes on with the run starts another."""
+    try:
+        coordinator = psutil.Process(int(os.environ[SERVER_PROCESS]))
+        while coordinator.is_running() and coordinator.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_CHECK_SECONDS)
+    except psutil.NoSuchProcess:
+        pass
+    os._exit(1)
 
 
 def run_deployed(project: Project, grid: Grid, name: str, flower_run: int) -> None:

@@ -38,8 +38,8 @@ from fedtune.identity.keys import (
 )
 
 SETTINGS = "server.yaml"
-SERVER_FOLDER = "FEDTUNE_SERVER"
-"""Environment variable that tells the ServerApp's process which coordinator it belongs to."""
+SERVER_FOLDER, SERVER_PROCESS = "FEDTUNE_SERVER", "FEDTUNE_SERVER_PROCESS"
+"""Environment variables that tell a ServerApp's process which coordinator it belongs to."""
 _Port = Annotated[int, Field(ge=0, le=65_535)]
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import ssl
 import threading
 import time
@@ -24,11 +25,12 @@ from fedtune.serving.served import Served
 from fedtune_server.door import Door, outer_tls
 from fedtune_server.flower_link import Link, superexec_command, superlink_command
 from fedtune_server.health import Calls, Coordinator, monitoring
-from fedtune_server.project import SERVER_FOLDER, Project
+from fedtune_server.project import SERVER_FOLDER, SERVER_PROCESS, Project
 from fedtune_server.run_start import largest_reply, take_up
 
 _CHECK_SECONDS = 1.0
 _STARTING_SECONDS = 60.0
+_PORT_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +62,7 @@ def start(project: Project, stop: threading.Event) -> None:
         **telemetry.OFF,
         **PIECES,
         SERVER_FOLDER: str(project.folder.absolute()),
+        SERVER_PROCESS: str(os.getpid()),
         "FLWR_HOME": str((place / "home").absolute()),
     }
     children = [
@@ -84,6 +87,7 @@ def start(project: Project, stop: threading.Event) -> None:
     try:
         if config.monitoring:  # from the first moment on, and unwell until all is up
             _serve(health, config.local_port, "local_port")
+        _wait_for_port(port, stop)
         _begin(children[0], f"https://127.0.0.1:{port}", certificate, stop)
         link.register(roster())
         registered = roster().version
@@ -110,6 +114,22 @@ def start(project: Project, stop: threading.Event) -> None:
         secret.unlink(missing_ok=True)
 
 
+def _wait_for_port(port: int, stop: threading.Event) -> None:
+    """Whoever is there may be about to end, as a coordinator before this one does."""
+    over = time.monotonic() + _PORT_SECONDS
+    while not stop.is_set():
+        with socket.socket() as asked:
+            asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                asked.bind(("127.0.0.1", port))
+            except OSError as error:
+                if time.monotonic() > over:
+                    raise _taken(port, error, "local_port") from None
+            else:
+                return
+        stop.wait(0.2)
+
+
 def _begin(child: Kept, url: str, certificate: Path, stop: threading.Event) -> None:
     """Start the SuperLink and wait until it answers."""
     over = time.monotonic() + _STARTING_SECONDS
@@ -129,11 +149,15 @@ def _serve(served: Served, port: int, setting: str) -> None:
     try:
         served.start()
     except OSError as error:
-        raise InputError(
-            f"port {port} can't be listened on ({error.strerror})",
-            where=setting,
-            mend=f"set another `{setting}` in server.yaml",
-        ) from None
+        raise _taken(port, error, setting) from None
+
+
+def _taken(port: int, error: OSError, field: str) -> InputError:
+    return InputError(
+        f"port {port} can't be listened on ({error.strerror})",
+        where=field,
+        mend=f"set another `{field}` in server.yaml",
+    )
 
 
 def _write_secret(path: Path) -> None:
