@@ -102,7 +102,7 @@ def test_ctrl_c_twice_in_the_middle_leaves_no_process(up: Up):
 def test_no_process_outlives_a_killed_command(up: Up):
     up.until("run: starting")
     up.process.kill()
-    assert not up.left(20)
+    assert not up.left(6)
 
 
 def test_a_process_that_dies_is_named_and_the_rest_is_taken_down(up: Up):
