@@ -55,25 +55,28 @@ def serve(
     """
     version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
     allowed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)
-    client = _client(address, [version, allowed])
+    client = _client(address, [version, allowed], stop)
     try:
         while not stop.is_set():
             wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
             given = client.AcquireTask(wanted)
             if given.HasField("task") and given.token:
                 at_work.set()
-                _answer(app, address, given.token)
+                _answer(app, address, given.token, stop)
                 at_work.clear()
             else:
                 stop.wait(poll_seconds)
+    except httpx.TransportError:
+        if not stop.is_set():
+            raise
     finally:
         client.close()
 
 
-def _answer(app: App, address: str, token: str) -> None:
+def _answer(app: App, address: str, token: str, stop: threading.Event) -> None:
     """One task: pull its message, answer it, push the answer."""
     version = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
-    client = _client(address, [version, RuntimeTokenHttpInterceptor(token)])
+    client = _client(address, [version, RuntimeTokenHttpInterceptor(token)], stop)
     heartbeat = HeartbeatSender(lambda: _beat(client))
     heartbeat.start()
     context, state, details = None, SubStatus.FAILED, "the node could not answer"
@@ -131,7 +134,9 @@ def _refused(message: Message, reason: str) -> Message:
     return Message(error, reply_to=message)
 
 
-def _client(address: str, interceptors: list[ProtobufClientInterceptor]) -> RuntimeHttpClient:
+def _client(
+    address: str, interceptors: list[ProtobufClientInterceptor], stop: threading.Event
+) -> RuntimeHttpClient:
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # on this machine's loopback, with a secret
@@ -139,6 +144,11 @@ def _client(address: str, interceptors: list[ProtobufClientInterceptor]) -> Runt
         interceptors=interceptors,
         # Flower's own would end this process on a task that the SuperNode has given up
         retry_invoker=RetryInvoker(
-            lambda: constant(_PAUSE_SECONDS), httpx.TransportError, None, _AWAY_SECONDS
+            lambda: constant(_PAUSE_SECONDS),
+            httpx.TransportError,
+            None,
+            _AWAY_SECONDS,
+            # Python waits for Flower's threads before it ends
+            should_giveup=lambda error: stop.is_set(),
         ),
     )
