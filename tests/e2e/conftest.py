@@ -76,7 +76,22 @@ class Federation:
 
     folder: Path
     line: Line | None = None
+    consortium: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def enrol(self, silo: str) -> None:
+        """Make a silo's node and let it in."""
+        rows, node = self.folder / f"{silo}.jsonl", self.folder / silo
+        rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(silo)))
+        said = self.said(
+            *("client", "init", node, "--silo", silo, "--consortium", self.consortium),
+            *("--data", rows),
+        )
+        identity = said.split("another way:")[1].splitlines()[0]
+        request = node / "request.json"
+        self.said("server", "enroll", self.server, request, "--fingerprint", identity)
+        self.said("client", "join", node, self.server / "admissions" / f"{silo}.json")
+        allow(node)
 
     @property
     def server(self) -> Path:
@@ -195,19 +210,9 @@ def make(folder: Path, silos: tuple[str, ...] = SILOS) -> Federation:
         *("server", "init", made.server, "--federation", "Trial", "--host", "127.0.0.1"),
         *("--bind", "127.0.0.1", "--port", str(port), "--local-port", str(local)),
     )
-    consortium = said.split("consortium:")[1].splitlines()[0]
+    made.consortium = said.split("consortium:")[1].splitlines()[0]
     for silo in silos:
-        rows = folder / f"{silo}.jsonl"
-        rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(silo)))
-        said = made.said(
-            *("client", "init", folder / silo, "--silo", silo, "--consortium", consortium),
-            *("--data", rows),
-        )
-        identity = said.split("another way:")[1].splitlines()[0]
-        request = folder / silo / "request.json"
-        made.said("server", "enroll", made.server, request, "--fingerprint", identity)
-        made.said("client", "join", folder / silo, made.server / "admissions" / f"{silo}.json")
-        allow(folder / silo)
+        made.enrol(silo)
     return made
 
 
