@@ -32,6 +32,7 @@ from fedtune.identity.certificates import key_digest
 from fedtune.identity.roster import Member, Roster
 from fedtune.serving.line import MAX_BODY_BYTES, NODE_HEADER, SMALLEST_REPLY_BYTES
 from fedtune_server.letters import Answer, Letters
+from fedtune_server.repeats import Repeats
 
 ALLOWED = frozenset(
     f"/v1/fleet/{call}"
@@ -49,12 +50,19 @@ ALLOWED = frozenset(
     )
 )
 _SILENT_SECONDS = 60.0
-_PULL, _PULL_PIECE, _CONFIRM = (
-    f"/v1/fleet/{call}" for call in ("pull-messages", "pull-object", "confirm-message-received")
+_PULL, _CONFIRM, _PUSH, _PIECE, _LEAVE = (
+    f"/v1/fleet/{call}"
+    for call in (
+        "pull-messages",
+        "confirm-message-received",
+        "push-messages",
+        "push-object",
+        "deactivate-node",
+    )
 )
-_PUSH, _PIECE, _LEAVE = (
-    f"/v1/fleet/{call}" for call in ("push-messages", "push-object", "deactivate-node")
-)
+_ONCE = frozenset((_CONFIRM, _PUSH, _PIECE))
+_OF_A_MESSAGE = frozenset(f"/v1/fleet/{call}" for call in ("get-run", "get-fab", "pull-object"))
+"""What is asked before a message is confirmed; a 403 says that its run was stopped."""
 _FLOWER_HEADERS = ("flwr-public-key", "flwr-signature", "flwr-timestamp", "content-type")
 _log = logging.getLogger(__name__)
 
@@ -91,6 +99,7 @@ class Door:
     largest_reply: int = SMALLEST_REPLY_BYTES
     _holders: dict[str, Holder] = field(default_factory=dict, init=False)
     _letters: Letters = field(default_factory=Letters, init=False)
+    _repeats: Repeats = field(default_factory=Repeats, init=False)
     _session: aiohttp.ClientSession | None = None
 
     def application(self) -> web.Application:
@@ -152,10 +161,15 @@ class Door:
             return await self._letters.next(
                 silo, lambda: self._ask_once(path, body, headers), is_gone
             )
-        answer = await self._ask_once(path, body, headers)
+        if path in _ONCE:
+            answer = await self._repeats.once(
+                silo, path, body, lambda: self._ask_once(path, body, headers)
+            )
+        else:
+            answer = await self._ask_once(path, body, headers)
         if path == _CONFIRM and answer.status == 200:
             self._letters.confirmed(silo, body)
-        if path == _PULL_PIECE and answer.status == 403:
+        if path in _OF_A_MESSAGE and answer.status == 403:
             self._letters.void(silo)
         return answer
 
