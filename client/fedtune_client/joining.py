@@ -2,15 +2,17 @@
 
 node.yaml        what the hospital sets: data, base models, policy
 keys/            identity.pem, tls.pem, flower.pem; mode 0600, never sent
+keys.new/        after `renew`, until the coordinator's answer
 request.json     what to send to the coordinator
 admission.json   what came back
 roster.json      the newest roster that was seen
 runs/  logs/
 """
 
+import shutil
 from pathlib import Path
 
-from fedtune.atomic import write_text
+from fedtune.atomic import writable, write_text
 from fedtune.config.load import save_config
 from fedtune.errors import InputError
 from fedtune.identity import enrolment, roster
@@ -18,6 +20,7 @@ from fedtune.identity.keys import fingerprint, load_keys, new_keys, public_bytes
 from fedtune_client.node_config import NODE_FILE, NodeConfig, load_node
 
 ROSTER_FILE = "roster.json"
+_RENEWED = "keys.new"
 
 
 def init(folder: Path, config: NodeConfig) -> str:
@@ -27,28 +30,64 @@ def init(folder: Path, config: NodeConfig) -> str:
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError("is not empty", where=folder, mend="name a new folder")
+    with writable(folder, "choose another folder"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = new_keys(folder / "keys")
     write_text(folder / "request.json", enrolment.new_request(config.silo, keys))
     save_config(config, folder / NODE_FILE)
     return fingerprint(public_bytes(keys.identity))
 
 
+def renew(folder: Path) -> None:
+    """New TLS and Flower keys, and a request for them that this node's identity signs.
+
+    The node goes on with the old keys until an admission for the new ones comes (`join`).
+    """
+    config, fresh = load_node(folder), folder / _RENEWED
+    if fresh.exists():
+        raise InputError(
+            "new keys wait here already",
+            where=fresh,
+            mend=f"send {folder / 'request.json'} to the coordinator; or remove them, and again",
+        )
+    keys = new_keys(fresh, load_keys(folder / "keys").identity)
+    write_text(folder / "request.json", enrolment.new_request(config.silo, keys))
+
+
 def join(folder: Path, admission: Path) -> roster.Roster:
-    """Take the coordinator's answer. Raises InputError unless the pinned consortium gave it."""
+    """Take the coordinator's answer. Raises InputError unless the pinned consortium gave it.
+
+    An answer to `renew` puts the new keys in the place of the old.
+    """
     config = load_node(folder)
-    keys = load_keys(folder / "keys")
     try:
         text = admission.read_text(encoding="utf-8")
+        renewed = _is_for_new_keys(folder, config, text)
+        keys = load_keys(folder / (_RENEWED if renewed else "keys"))
         given, listed = enrolment.read_admission(text, config.consortium, config.silo, keys)
     except FileNotFoundError:
         raise InputError("no such file", where=admission, expected="an admission") from None
     except (OSError, ValueError) as error:
         raise InputError(str(error), where=admission, expected="this node's admission") from None
+    if renewed:  # whatever a crash leaves of this, the same command mends
+        shutil.rmtree(folder / "keys", ignore_errors=True)
+        (folder / _RENEWED).rename(folder / "keys")
     write_text(folder / "certificates" / "authority.crt", given.authority)
     write_text(folder / "certificates" / "node.crt", given.certificate)
     write_text(folder / ROSTER_FILE, given.roster)
     write_text(folder / "admission.json", text)
     return listed
+
+
+def _is_for_new_keys(folder: Path, config: NodeConfig, text: str) -> bool:
+    if not (folder / _RENEWED).exists():
+        return False
+    keys = load_keys(folder / _RENEWED)
+    try:
+        enrolment.read_admission(text, config.consortium, config.silo, keys)
+    except ValueError:
+        return False
+    return True
 
 
 def admission_of(folder: Path) -> enrolment.Admission:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedtune import telemetry
 from fedtune.errors import RunFailedError
+from fedtune.identity.expiry import Expiry
 from fedtune.identity.keys import load_keys
 from fedtune.identity.loopback import loopback_context, new_loopback
 from fedtune.serving.kept import Kept
@@ -64,7 +65,13 @@ def start(folder: Path, stop: threading.Event) -> None:
             telemetry.OFF | PIECES,
             folder / "logs" / "supernode.log",
         )
-        _log.info("node of %s: connecting to %s", config.silo, admission.coordinator)
+        mend = f"send {folder / 'request.json'} to the coordinator once more"
+        expiry = Expiry(folder / "certificates" / "node.crt", mend)
+        until = f"{expiry.good_until:%Y-%m-%d}"
+        _log.info(
+            "node of %s: connecting to %s; its certificate is good until %s",
+            *(config.silo, admission.coordinator, until),
+        )
         failed: list[str] = []
         at_work = threading.Event()
 
@@ -84,6 +91,7 @@ def start(folder: Path, stop: threading.Event) -> None:
                     _log.error("SuperNode asks for nothing any more; it is started again")
                     supernode.stop()
                     connector.begin_anew()
+                expiry.check()
         finally:
             # the worker may be in the middle of a round: what it needs to go on is on the disk
             supernode.stop()

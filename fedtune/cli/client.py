@@ -25,7 +25,9 @@ def init(
     from fedtune_client.joining import init as make
     from fedtune_client.node_config import new_config
 
-    said = make(folder, new_config(silo, consortium, data))
+    # a service is started from another folder than the one that this was typed in
+    files = [str(Path(file).absolute()) for file in data]
+    said = make(folder, new_config(silo, consortium, files))
     print(f"made {folder}; look through {folder / 'node.yaml'}: data, columns, policy")
     print(f"send {folder / 'request.json'} to the coordinator")
     print(f"and tell its people this silo's fingerprint by another way: {said}")
@@ -61,6 +63,20 @@ def roster(
     from fedtune.cli.rosters import print_roster
 
     print_roster(roster_of(folder), as_json)
+
+
+@app.command()
+def renew(folder: _Folder) -> None:
+    """Make new keys for talking to the coordinator, and a request for them by the same silo.
+
+    The node goes on with the old ones until `fedtune client join` has taken the answer.
+
+    Example: fedtune client renew node
+    """
+    from fedtune_client.joining import renew as make
+
+    make(folder)
+    print(f"send {folder / 'request.json'} to the coordinator; the silo's fingerprint is as before")
 
 
 @app.command()

@@ -80,6 +80,18 @@ def revoke(folder: _Folder, silo: Annotated[str, typer.Argument(help="Its name."
 
 
 @app.command()
+def renew(folder: _Folder) -> None:
+    """Make the coordinator's certificate and its key anew, for the `hosts` of its settings.
+
+    Example: fedtune server renew trial
+    """
+    from fedtune_server import project
+
+    until = project.renew(project.open_project(folder))
+    print(f"the coordinator's certificate is good until {until:%Y-%m-%d}, from its next start")
+
+
+@app.command()
 def roster(folder: _Folder, as_json: _Json = False) -> None:
     """List who takes part.
 
@@ -205,6 +217,32 @@ def dashboard(
             ) from None
         stop.wait()
         served.stop()
+
+
+@app.command()
+def logs(
+    folder: _Folder,
+    lines: Annotated[int, typer.Option(min=0, help="How many, counted from the end.")] = 50,
+    run: Annotated[str | None, typer.Option(help="Only those about the run of this name.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="And those that come.")] = False,
+) -> None:
+    """Print the end of the coordinator's log: runs, refusals, changes of the roster.
+
+    Example: fedtune server logs trial -f
+    """
+    from fedtune_server.project import open_project
+    from fedtune_server.run_folder import COORDINATOR_LOG
+
+    from fedtune.cli.log_lines import log_lines
+
+    project = open_project(folder)
+    if run is not None and not (project.runs / run).is_dir():
+        raise InputError("there is no such run", where=project.runs / run)
+    try:
+        for line in log_lines(project.logs / COORDINATOR_LOG, lines, run=run, follow=follow):
+            print(line, end="", flush=True)
+    except FileNotFoundError as error:
+        raise InputError("nothing was logged yet", where=error.filename) from None
 
 
 def _line(told: dict[str, Any]) -> str:

@@ -152,12 +152,12 @@ def same_fingerprint(told: str, public: bytes) -> bool:
     return "".join(told.lower().split()) == "".join(fingerprint(public).split())
 
 
-def new_keys(folder: Path) -> NodeKeys:
-    """Make a node's keys and write them to `folder`.
+def new_keys(folder: Path, identity: Ed25519PrivateKey | None = None) -> NodeKeys:
+    """Make a node's keys and write them to `folder`; with an identity, new ones for it.
 
     Raises InputError when any of them is there already; then none is written.
     """
-    keys = NodeKeys(new_identity(), new_tls_key(), new_flower_key())
+    keys = NodeKeys(identity or new_identity(), new_tls_key(), new_flower_key())
     for path in keys.files(folder).values():
         if path.exists():
             raise InputError(

@@ -1,8 +1,10 @@
 """Child processes that are kept alive."""
 
+import contextlib
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 _ENDING_SECONDS = 8.0
 _LONGEST_PAUSE_SECONDS = 30.0
+_LOG_BYTES = 10 * 2**20
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded before a fork, which another thread's lock may be held across
 _log = logging.getLogger(__name__)
@@ -42,7 +45,8 @@ class Kept:
         return self._process is not None and self._process.poll() is None
 
     def check(self) -> None:
-        """Start it if it doesn't run and its pause is over."""
+        """Start it if it doesn't run and its pause is over; see that its log stays bounded."""
+        self._turn_log_over()
         now = time.monotonic()
         if self.is_up:
             if now - self._began > _LONGEST_PAUSE_SECONDS:
@@ -64,6 +68,16 @@ class Kept:
                 preexec_fn=end_with_the_parent,
             )
         self._began = now
+
+    def _turn_log_over(self) -> None:
+        """What a long log holds becomes `.1`, and the file is emptied under the child, which has it
+        open for appending; a line that is written in between is lost.
+        """
+        if not self.log.exists() or self.log.stat().st_size < _LOG_BYTES:
+            return
+        with contextlib.suppress(OSError):  # a full disk has no room for the old lines
+            shutil.copyfile(self.log, self.log.with_name(f"{self.log.name}.1"))
+        os.truncate(self.log, 0)
 
     def _whole_environment(self) -> dict[str, str]:
         # Flower starts further programs by their bare names: this Python's come first, also when

@@ -154,6 +154,9 @@ def _run(
 
     def on_round(report: RoundReport) -> None:
         _write_metrics(folder, report)
+        for failure in report.failures or ():
+            why = f"{failure.reason}: {failure.detail}"
+            folder.log(f"round {report.round}: {failure.silo} is missing ({why})")
         folder.tell("running", round=report.round)
 
     return run_rounds(

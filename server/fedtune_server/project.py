@@ -12,6 +12,7 @@ runs/            a folder for each run
 logs/
 """
 
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -150,8 +151,8 @@ def open_project(folder: Path) -> Project:
     return Project(folder, load_settings(folder / SETTINGS, ServerConfig))
 
 
-def renew(project: Project) -> None:
-    """A new key and certificate for the coordinator, good from the next start."""
+def renew(project: Project) -> datetime.datetime:
+    """A new key and certificate for the coordinator, from its next start; gives its last day."""
     authority, authority_key = project.authority()
     key, place = new_tls_key(), project.certificates
     made = certificates.server_certificate(
@@ -161,6 +162,7 @@ def renew(project: Project) -> None:
     save_private_key(key, place / "server.pem.new")
     write_text(place / "server.crt", certificates.pem(made))
     (place / "server.pem.new").replace(place / "server.pem")
+    return made.not_valid_after_utc
 
 
 def consortium_fingerprint(project: Project) -> str:

@@ -7,16 +7,20 @@ checkpoints/    the last rounds, from which it goes on
 adapter/        at the end
 """
 
+import contextlib
 import datetime
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtune.atomic import write_text
-from fedtune.errors import RunFailedError
+from fedtune.atomic import append_line, write_text
+from fedtune.errors import NotWrittenError, RunFailedError
 
+COORDINATOR_LOG = "coordinator.log"
+"""In the folder `logs`, beside that of the runs."""
 _POLL_SECONDS = 0.2
 _NUMBER_SECONDS = 30.0
 
@@ -60,3 +64,23 @@ class RunFolder:
             raise TakenOverError(f"run {self.name} was stopped, or is gone on with by another")
         told = {**before, "state": state, "updated": now, **facts}
         write_text(self.path / "status.json", json.dumps(told, indent=2) + "\n")
+        words = [_words(status) for status in (before, told)]
+        if words[1] != words[0]:
+            self.log(words[1])
+
+    def log(self, words: str) -> None:
+        """Add a line about this run to the coordinator's log, which several processes write to.
+
+        `words` may be a silo's: they stay one line. A line that can't be written stops no run.
+        """
+        now = datetime.datetime.now()
+        time_ = f"{now:%Y-%m-%d %H:%M:%S},{now.microsecond // 1000:03d}"
+        plain = "".join(c if c.isprintable() else " " for c in f"run {self.name}: {words}")
+        log = self.path.parent.parent / "logs" / COORDINATOR_LOG
+        with contextlib.suppress(NotWrittenError):
+            append_line(log, f"{time_} INFO {__name__}: {plain}")
+
+
+def _words(told: Mapping[str, Any]) -> str:
+    reason = f": {told['reason']}" if told.get("reason") else ""
+    return f"{told.get('state')}, round {told.get('round', 0)} of {told.get('rounds', '?')}{reason}"

@@ -70,6 +70,7 @@ def test_a_run_that_breaks_a_silo_s_policy_fails_with_the_reason_in_both_logs(
     said = federation.fedtune("server", "run", federation.server, run, "--name", "long", status=1)
     reason = "training.max_steps is 5000, this silo allows 1000"
     assert reason in said
+    assert reason in federation.said("server", "logs", federation.server, "--run", "long")
     assert all(reason in federation.told(silo) for silo in SILOS)
     given_up = federation.status("long")["given_up"]
     assert [(gone["silo"], gone["reason"]) for gone in given_up["failures"]] == [

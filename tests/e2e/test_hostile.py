@@ -79,6 +79,9 @@ def test_what_a_hostile_silo_sends_is_refused_by_name_and_the_rest_go_on(
         (failure,) = line["failures"]
         assert (failure["silo"], failure["reason"]) == ("west", "bad_reply")
         assert words in failure["detail"]
+    logged = federation.said("server", "logs", federation.server, "--run", "hostile").splitlines()
+    missing = [line for line in logged if "west is missing (bad_reply: " in line]
+    assert all(words in line for line, words in zip(missing, REFUSED, strict=True))
     assert not trap.exists()
 
 
