@@ -38,8 +38,12 @@ class PrivacyConfig(Section):
         description="One norm for all; one a layer; or one that follows `target_quantile` of the "
         "norms, at a cost in noise that is counted (Andrew et al. 2021).",
     )
-    clipping_norm: PositiveFloat = Field(
-        1.0, description="Most that one unit adds to a step's sum (adaptive: at the start)."
+    clipping_norm: float = Field(
+        1.0,
+        ge=1e-6,
+        le=1e6,
+        description="Most that one unit adds to a step's sum (adaptive: at the start). Far outside "
+        "these bounds float32 can't tell a gradient's norm.",
     )
     target_quantile: OpenFraction = Field(
         0.5, description="adaptive: share of units whose norm is below the clipping norm."

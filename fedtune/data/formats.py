@@ -1,6 +1,7 @@
 """A raw row's canonical form, or why it has none."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -69,6 +70,19 @@ def _alpaca(*, instruction: str, input: str = "", output: str) -> str:
         + (f"### Input:\n{input}\n\n" if input else "")
         + "### Response:\n"
     )
+
+
+_ALPACA = re.compile(
+    r"Below is an instruction that describes a task.*?\n\n### Instruction:\n(.*?)"
+    r"(?:\n\n### Input:\n(.*))?\n\n### Response:\n",
+    re.DOTALL,
+)
+
+
+def without_frame(text: str) -> str:
+    """What a row itself says in a prompt of Alpaca's; any other text as it is."""
+    found = _ALPACA.fullmatch(text)
+    return " ".join(part for part in found.groups() if part) if found else text
 
 
 def _value(raw: Mapping[str, Any], column: str) -> Any:

@@ -34,7 +34,6 @@ from fedtune.privacy.spending import RELEASED, Spending
 from fedtune.tensors import TensorSet
 
 _MEMORY = "privacy"
-_FARTHEST = 1e6  # adaptive clipping stays within this factor of where it began
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,7 @@ class _NoisyFold:
         plan = self._rule.plan
         if plan.settings.clipping != "adaptive":
             return self._norm
-        norm, start = self._norm, plan.settings.clipping_norm
-        norm = moved_norm(norm, self._within, plan, self._rule.source)
-        return min(max(norm, start / _FARTHEST), start * _FARTHEST)
+        return moved_norm(self._norm, self._within, plan, self._rule.source)
 
 
 class _Mixture:

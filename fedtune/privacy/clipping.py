@@ -11,6 +11,7 @@ from fedtune.privacy.noise import NoiseSource
 from fedtune.privacy.plan import ExecutionPlan
 
 _BELOW_ONE = 1.0 - 1e-6  # float32 rounding must not lift a clipped vector over its norm
+_FARTHEST = 1e6  # adaptive clipping stays within this factor of where it began
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,15 @@ def moved_norm(norm: float, within: float, plan: ExecutionPlan, source: NoiseSou
 
     Each unit adds -1/2 or 1/2, so that one moves the sum by 1/2, and the noise has standard
     deviation `plan.count_noise`; `within` is the exact number of the step's units within the norm
-    less half the number of units.
+    less half the number of units. Never so far from where it began that float32's squares end: a
+    norm that is taken for zero would not be clipped.
     """
     settings, expected = plan.settings, plan.expected_batch
     noisy = within + float(source.normal(1, plan.count_noise)[0])
     share = min(1.0, max(0.0, noisy / expected + 0.5))
-    return norm * math.exp(-settings.clipping_rate * (share - settings.target_quantile))
+    moved = norm * math.exp(-settings.clipping_rate * (share - settings.target_quantile))
+    start = settings.clipping_norm
+    return min(max(moved, start / _FARTHEST), start * _FARTHEST)
 
 
 def _finite_rows(grads: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

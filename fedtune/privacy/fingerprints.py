@@ -1,14 +1,15 @@
 """Keyed fingerprints of the people in a data set, by which a ledger knows them again.
 
 A patient is known by the id in `data.columns.privacy_unit`, a record by its words: not by its
-file's name, its position or its id, and not by its label, its roles or the spaces between words.
+file's name, its position or its id, and not by its label, its roles or the spaces between words,
+nor by what a run's settings put around them.
 So a file that was renamed, sorted anew, converted to another format or has grown is seen to hold
 the same people. Without the ledger's key a fingerprint tells nothing, not even of a guessed id.
 """
 
 import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,11 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from fedtune.data.examples import CONTENT_COLUMNS, ExampleSet
-from fedtune.data.formats import one_form
+from fedtune.data.formats import one_form, without_frame
 from fedtune.errors import InputError
 
 _BATCH_ROWS = 1024
-_NOT_WORDS = ("label", "context")
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,25 @@ class People:
         return People(numbers[:half], numbers[half:])
 
 
-def fingerprints(examples: ExampleSet, key: bytes, unit: Literal["record", "patient"]) -> People:
+def fingerprints(
+    examples: ExampleSet,
+    key: bytes,
+    unit: Literal["record", "patient"],
+    *,
+    label_prompt: bool = False,
+) -> People:
     """Fingerprint the people in `examples`, in the memory of one batch and 16 bytes a row.
 
-    Patients are told with `unit: record` too, where the rows name them. Raises InputError when
-    `unit` is patient and no row does.
+    Patients are told with `unit: record` too, where the rows name them. With `label_prompt` the
+    prompts are made of labels, which are no words of anybody. Raises InputError when `unit` is
+    patient and no row names one.
     """
+    names = _columns_of_words(examples, label_prompt=label_prompt)
     records, patients = np.zeros((2, len(examples)), dtype=np.uint64)
     named, start = False, 0
-    for rows in _batches(examples):
+    for rows in _batches(examples, names):
         end = start + len(rows)
-        records[start:end] = [_keyed(key, "record", _words(examples, row)) for row in rows]
+        records[start:end] = [_keyed(key, "record", _words(row, names)) for row in rows]
         patients[start:end] = [_keyed(key, "patient", one_form(row["unit_id"])) for row in rows]
         named |= any(row["unit_id"] != row["record_id"] for row in rows)
         start = end
@@ -85,18 +93,21 @@ def fingerprints(examples: ExampleSet, key: bytes, unit: Literal["record", "pati
     return People(records[order], patients[order] if named else patients[:0])
 
 
-def _batches(examples: ExampleSet) -> Iterator[list[dict[str, Any]]]:
-    words = [name for name in CONTENT_COLUMNS[examples.format] if name not in _NOT_WORDS]
-    rows = examples.rows.select_columns(["record_id", "unit_id", *words])
+def _columns_of_words(examples: ExampleSet, *, label_prompt: bool) -> list[str]:
+    left_out = {"label", "context", *(["prompt"] if label_prompt else [])}
+    return [name for name in CONTENT_COLUMNS[examples.format] if name not in left_out]
+
+
+def _batches(examples: ExampleSet, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    rows = examples.rows.select_columns(["record_id", "unit_id", *names])
     for batch in rows.with_format("arrow").iter(_BATCH_ROWS):
         yield batch.to_pylist()
 
 
-def _words(examples: ExampleSet, row: dict[str, Any]) -> str:
-    if examples.format == "messages":
+def _words(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    if "messages" in row:
         return one_form(" ".join(turn["content"] for turn in row["messages"]))
-    names = [name for name in CONTENT_COLUMNS[examples.format] if name not in _NOT_WORDS]
-    return one_form(" ".join(row[name] for name in names))
+    return one_form(" ".join(without_frame(row[name]) for name in names))
 
 
 def _keyed(key: bytes, kind: str, text: str) -> int:

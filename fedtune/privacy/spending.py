@@ -44,7 +44,7 @@ class Spending:
 
     def _check(self, released: Sequence[int]) -> None:
         target = self.plan.settings.target_epsilon
-        if target is None or len(released) <= self.plan.steps:
+        if target is None or len(set(released)) == len(released):
             return  # the plan's own rounds fit: its noise was solved for them
         spent = epsilon(
             [self.plan.event_of(released)],

@@ -151,7 +151,9 @@ def _request(config: RunConfig, party: Party, steps: int, start: Position, key: 
         course=start.course,
         purpose=party.purpose,
         unit=unit,
-        people=fingerprints(party.rows, key, unit),
+        people=fingerprints(
+            party.rows, key, unit, label_prompt=config.data.label_prompt is not None
+        ),
         events=[plan.event(steps)],
         plan=plan.to_json(),
         delta=config.privacy.delta,

@@ -46,14 +46,24 @@ def score_saved(
     """
     loaded = load_saved(folder, with_adapter=with_adapter)
     settings = _settings(folder, loaded, config)
-    private = [c for c in (_run_of(folder), settings) if c is not None and c.private]
+    run = _run_of(folder)
+    # what another config holds out may be what the run was trained on
+    named = files if run is None or settings.hash == run.hash else files or _scored(settings)
+    private = [c for c in (run, settings) if c is not None and c.private]
     for promised in private:
-        _check_rows(promised, files)
+        if not files:
+            _check_held_out(promised)
+        _check_not_own(promised, named)
     rows = _rows(settings, files)
     task = build_task(settings.task, loaded.tokenizer, loaded.labels)
     data = encode_examples(task, rows)
     metrics = evaluate(task, loaded.model.to(processes.device()), data, batch_size)
-    return Scores(metrics, len(data), with_adapter, bool(private and files))
+    return Scores(metrics, len(data), with_adapter, bool(private and named))
+
+
+def _scored(config: RunConfig) -> Sequence[str]:
+    """The files of which a config scores rows when none are given."""
+    return config.data.test_files or config.data.train_files
 
 
 def _run_of(folder: Path) -> RunConfig | None:
@@ -63,14 +73,18 @@ def _run_of(folder: Path) -> RunConfig | None:
     return load_config(path) if path.is_file() else None
 
 
-def _check_rows(config: RunConfig, files: Sequence[str]) -> None:
-    """Raise InputError on rows whose exact scores would break what a run of `config` promised."""
-    if not files and not scores_shown(config):
+def _check_held_out(config: RunConfig) -> None:
+    """Raise InputError where scores on what a run of `config` held out would break its promise."""
+    if not scores_shown(config):
         raise InputError(
             "`refuse`: exact scores on the run's held-out rows would tell of the people in them",
             where="privacy.held_out",
             mend="give other rows with `--data`; their scores are for those who may see these rows",
         )
+
+
+def _check_not_own(config: RunConfig, files: Sequence[str]) -> None:
+    """Raise InputError on files whose exact scores would break what a run of `config` promised."""
     if not files or config.data.source != "files":
         return
     data = config.data

@@ -105,6 +105,10 @@ def test_a_private_runs_own_rows_are_not_scored_and_others_are_with_a_warning(
     refuses = private_run(tmp_path / "refuses", train, test, "refuse")
     public = private_run(tmp_path / "public", train, test, "public")
     plain = ["--config", str(tmp_path / "refuses.plain.yaml")]
+    members = tmp_path / "members.yaml"
+    tree = json.loads((tmp_path / "public.plain.yaml").read_text())
+    tree["data"] |= {"train_files": [new], "test_files": [train]}
+    members.write_text(json.dumps(tree))
     for refused, says in (
         ([refuses], "privacy.held_out: `refuse`"),
         ([refuses, *plain], "privacy.held_out: `refuse`"),
@@ -112,6 +116,7 @@ def test_a_private_runs_own_rows_are_not_scored_and_others_are_with_a_warning(
         ([refuses, "--data", test], "holds the private run's own rows"),
         ([refuses, "--data", new, "--data", copy], "copy.jsonl: holds the private run's own rows"),
         ([public, "--data", train], "holds the private run's own rows"),
+        ([public, "--config", str(members)], "holds the private run's own rows"),
     ):
         capsys.readouterr()
         assert main(["evaluate", *refused]) == 2

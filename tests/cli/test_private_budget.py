@@ -164,6 +164,22 @@ def test_the_same_people_in_another_file_that_has_grown_are_refused(
     assert charged(home) == [STEPS, STEPS]
 
 
+def test_another_label_and_another_label_prompt_make_nobody_new(
+    home: Path, capsys: pytest.CaptureFixture[str]
+):
+    def config_for(label: str, prompt: str) -> str:
+        rows = [{"text": f"Note {n} of somebody.", "label": label} for n in range(40)]
+        how = {"columns": {}, "format": "text_label", "label_prompt": prompt}
+        return settings_for(home / f"{label}.jsonl", rows, home / label, **how)
+
+    config = config_for("Gout", "label: {label}\n")
+    for_once = str(1.05 * epsilon([event_of(config)], 1e-3, "pld"))
+    assert main(["budget", "set", "--epsilon", for_once, "--delta", "0.001"]) == 0
+    assert main(["train", config]) == 0
+    assert main(["train", config_for("Asthma", "Write a note of {label}. ")]) == 2
+    assert "was spent on these people by earlier runs" in capsys.readouterr().err
+
+
 def notes(patient: Any, text: str, copies: int = 1) -> list[dict[str, Any]]:
     """One note, as often as asked; `patient` gives the id of each copy, or is None."""
     note = {"prompt": text, "completion": " Well."}

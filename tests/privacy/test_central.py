@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fedtune.aggregation.rule import GlobalState
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError, RunFailedError
+from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.central import SiloLevel, build_central
 from fedtune.privacy.delta_sum import DeltaSum
 from fedtune.privacy.noise import SeededNoise
@@ -314,6 +315,16 @@ def test_rounds_run_again_never_go_beyond_the_target(monkeypatch: pytest.MonkeyP
     with pytest.raises(RunFailedError, match=r"above `privacy.target_epsilon` \(2.0\)"):
         one_round(rule, [], first)
     assert len(rule.spending.released) == 3
+
+
+def test_a_round_of_correlated_noise_that_is_run_again_may_cost_more_than_those_to_come():
+    rule = rule_of(target_epsilon=2.0, server_noise="tree", federation={"rounds": 16})
+    for number in range(1, 9):  # the tree's eighth row is of all eight
+        rule.spending.charge(number)
+    with pytest.raises(RunFailedError, match=r"above `privacy\.target_epsilon`"):
+        rule.spending.charge(8)
+    (event,) = rule.spending.events()
+    assert epsilon([event], rule.plan.settings.delta, "pld") <= 2.0
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from fedtune.config.privacy import PrivacyConfig
 from fedtune.privacy.clipping import clipped_sum, moved_norm, unit_mix
 from fedtune.privacy.noise import SeededNoise
-from fedtune.privacy.plan import ExecutionPlan
+from fedtune.privacy.plan import ExecutionPlan, plan_steps
 
 SHAPES = {"a": (3, 2), "b": (5,)}
 Case = tuple[dict[str, Tensor], Tensor, int]
@@ -138,3 +139,20 @@ def test_a_unit_moves_the_count_by_half():
     for left in (0, 1):
         alone = clipped_sum({"a": grads["a"][[left]]}, None, 1.0).within - 1 / 2
         assert abs(both - alone) == 0.5
+
+
+@pytest.mark.parametrize("start", [1e-6, 1e6])
+@pytest.mark.parametrize("within", [-500.0, 500.0])
+def test_no_settings_lead_to_a_norm_that_float32_can_not_tell(start: float, within: float):
+    """The square of 1e-25 is zero in float32, and a vector of norm zero is not clipped."""
+    how = {"mode": "local", "clipping": "adaptive", "clipping_rate": 100.0, "noise_multiplier": 1.0}
+    with pytest.raises(ValueError, match="clipping_norm"):
+        PrivacyConfig.model_validate({**how, "clipping_norm": start**4})
+    settings = PrivacyConfig.model_validate({**how, "clipping_norm": start})
+    plan = plan_steps(settings, "record", 1000, 1000, 1)
+    norm = moved_norm(start, within, plan, SeededNoise(0))
+    for power in range(-40, 18):
+        grads = {"a": torch.full((1, 1000), 10.0**power), "b": torch.full((1, 9), 10.0**power)}
+        for per_layer in (False, True):
+            sums = clipped_sum(grads, None, norm, per_layer=per_layer).sums.values()
+            assert math.sqrt(sum(float(part.double().square().sum()) for part in sums)) <= norm

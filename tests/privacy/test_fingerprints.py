@@ -68,6 +68,17 @@ def test_the_words_count_and_not_their_form(tmp_path: Path, other: dict):
     assert not same(one, found(tmp_path / "c.jsonl", [{"text": "note 8 of some words"}], "record"))
 
 
+def test_what_settings_put_around_words_makes_nobody_new(tmp_path: Path):
+    words = {"prompt": "how is 7 ?", "completion": "well, and 8 ?"}
+    asked = {"instruction": "how is 7 ?", "output": "well, and 8 ?"}
+    with_input = {"instruction": "how is", "input": "7 ?", "output": "well, and 8 ?"}
+    one = found(tmp_path / "a.jsonl", [words], "record")
+    assert same(one, found(tmp_path / "b.jsonl", [asked], "record"))
+    assert same(one, found(tmp_path / "c.jsonl", [with_input], "record"))
+    columns = {"prompt": "instruction", "completion": "output"}
+    assert same(one, found(tmp_path / "d.jsonl", [asked], "record", **columns))
+
+
 def test_rows_without_patients_name_none(tmp_path: Path):
     rows = [{"text": row["text"]} for row in ROWS]
     assert len(found(tmp_path / "a.jsonl", rows, "record").patients) == 0
