@@ -173,7 +173,7 @@ def _tell(found: "Outlook") -> None:
         f"  at delta {settings.delta:g}, for the presence or absence of one {plan.unit}, "
         f"against {found.adversary}\n"
         f"  {plan.units:,} {plan.unit}s, about {plan.expected_batch:.4g} a step "
-        f"({settings.sampling if plan.unit != 'silo' else 'Poisson'} sampling, rate "
+        f"({'no' if plan.correlation else plan.sampling} sampling, rate "
         f"{plan.sample_rate:.4g}), {plan.steps:,} steps in {found.rounds:,} rounds\n"
         f"  noise multiplier {rounded_down(plan.noise_multiplier)} ({made})"
         + (

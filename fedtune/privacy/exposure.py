@@ -1,9 +1,10 @@
 """Which charges met which people, and what the most exposed of them have spent.
 
 People of different data sets are told apart (parallel composition); the charges that met the same
-person add up. A promise is made to the patients of patient-level charges, and to the records of
-record-level charges that belong to none of these patients. A charge in which k units are theirs (a
-patient's records, a patient under k ids, equal records) counts for them as `of_group` says.
+person add up. A promise is made to the patients of patient-level charges, also of those that had
+their words under another id, and to the records of record-level charges that belong to none of
+these patients. A charge in which k units are theirs (a patient's records, a patient under k ids,
+equal records) counts for them as `of_group` says.
 
 Whose a unit is, ids tell, and words: a unit that holds a patient's words is that patient's, unless
 one charge was the first to have these words under both ids. To its data they were two people, and
@@ -166,8 +167,8 @@ def of_group(event: GaussianEvent, units: int) -> GaussianEvent:
 def exposures(charges: Sequence[Met], touched_by: Met | None = None) -> dict[Unit, Exposure]:
     """What the people of each kind have met in `charges`; those only whom `touched_by` meets."""
     charges = _by_people(charges)
-    patients = _union(met.people.patients for met in charges if met.unit == "patient")
     named = _NamedRows.of(charges)
+    patients = _promised(charges, named)
     records = _union(met.people.known_records for met in charges if met.unit == "record")
     owned = _union([named.of_patients(patients).records])
     records = records[~_among(records, owned)]
@@ -183,6 +184,16 @@ def exposures(charges: Sequence[Met], touched_by: Met | None = None) -> dict[Uni
         times = (_counts(records, met.people.records) for met in at_records)
         found["record"] = _exposure(len(records), at_records, times)
     return found
+
+
+def _promised(charges: Sequence[Met], named: "_NamedRows") -> np.ndarray:
+    """The patients, sorted, whom a patient-level charge meets, be it by words under other ids."""
+    at_patients = [met for met in charges if met.unit == "patient"]
+    by_id = _union(met.people.patients for met in at_patients)
+    others = _union(met.people.patients for met in charges)
+    others = others[~_among(others, by_id)]
+    by_words = [others[_times_met(others, named, met) > 0] for met in at_patients]
+    return _union([by_id, *by_words])
 
 
 def meet(one: Met, other: Met) -> bool:

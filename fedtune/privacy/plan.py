@@ -44,6 +44,15 @@ class ExecutionPlan:
     correlation: Correlation | None = None
 
     @property
+    def sampling(self) -> Literal["poisson", "shuffle", "full", "turns"]:
+        """How a step's units come to be those."""
+        if self.correlation is not None:
+            return "turns"
+        if self.unit == "silo":
+            return "poisson" if self.sample_rate < 1 else "full"
+        return self.settings.sampling
+
+    @property
     def expected_batch(self) -> float:
         """Units that a step is expected to take: what a noisy sum is divided by."""
         return self.sample_rate * self.units

@@ -130,20 +130,12 @@ def plan_facts(plan: ExecutionPlan) -> PlanFacts:
         units=plan.units,
         expected_batch=plan.expected_batch,
         sample_rate=plan.sample_rate,
-        sampling=_sampling(plan),
+        sampling="no" if plan.correlation else plan.sampling,
         steps=plan.steps,
         noise_multiplier=plan.noise_multiplier,
         delta=settings.delta,
         epsilon={figure.accountant: figure.epsilon for figure in told},
     )
-
-
-def _sampling(plan: ExecutionPlan) -> str:
-    if plan.unit != "silo":
-        return plan.settings.sampling
-    if plan.sample_rate == 1:
-        return "full"
-    return "poisson" if plan.correlation is None else "no"
 
 
 def outline(config: RunConfig) -> Outline:

@@ -151,7 +151,7 @@ def _party(done: Done) -> dict[str, Any]:
         **_figures(settings, done.events),
         "unit": plan.unit,
         "units": plan.units,
-        "sampling": _sampling(plan),
+        "sampling": plan.sampling,
         "sample_rate": plan.sample_rate,
         "expected_batch": plan.expected_batch,
         "steps_planned": plan.steps,
@@ -167,14 +167,6 @@ def _party(done: Done) -> dict[str, Any]:
         "events": [event.to_json() for event in done.events],
         "ledger": _ledger(done.charge),
     }
-
-
-def _sampling(plan: ExecutionPlan) -> str:
-    if plan.correlation is not None:
-        return "turns"
-    if plan.unit == "silo":
-        return "poisson" if plan.sample_rate < 1 else "full"
-    return plan.settings.sampling
 
 
 def _clipping(plan: ExecutionPlan) -> dict[str, Any]:

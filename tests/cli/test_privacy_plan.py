@@ -125,6 +125,10 @@ def test_silos_as_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert found["plan"]["unit"] == "silo"
     assert "coordinator is trusted" in found["adversary"]
     assert found["epsilon"][0]["epsilon"] == epsilon([GaussianEvent(0.5, 2.0, 5)], 1e-3, "rdp")
+    for noise, said in (("gaussian", "poisson sampling"), ("tree", "no sampling")):
+        words = [str(path), f"privacy.server_noise={noise}"]
+        assert main(["privacy", "plan", *words, "--units", "100"]) == 0
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -684,6 +684,15 @@ BUGS = [
         "test_another_key_gives_other_fingerprints_and_ids_are_no_words",
     ),
     _bug(
+        "a patient whom a record-level run named is nobody to a patient-level one",
+        "way 3 (visits for patients, or new pseudonyms)",
+        "privacy/exposure",
+        "_union([by_id, *by_words])",
+        "by_id",
+        _LEDGER,
+        "test_records_of_a_patient_count_for_one_person_whatever_ids_they_get_later",
+    ),
+    _bug(
         "one person under many ids counts once",
         "way 3 (visits for patients, or new pseudonyms)",
         "privacy/exposure",

@@ -181,6 +181,14 @@ def test_one_person_counts_as_often_as_they_may_be_in_a_step(
     assert max(spent) == pytest.approx(max(counted, ONE))
 
 
+def test_records_of_a_patient_count_for_one_person_whatever_ids_they_get_later(tmp_path: Path):
+    ledger = Ledger.open(tmp_path / "l.sqlite")
+    charge(ledger, "first", rows([1, 2, 3], [9, 9, 9]), unit="record")
+    visits = charge(ledger, "second", rows([1, 2, 3], [5, 6, 7]), unit="patient")
+    assert visits.after.pld == pytest.approx(group(3, 3))
+    assert ledger.spent(DELTA)["patient"].epsilon.pld == pytest.approx(group(3, 3))
+
+
 def test_silos_of_one_run_that_share_words_do_not_multiply(tmp_path: Path):
     ledger = Ledger.open(tmp_path / "l.sqlite")
     silos = rows([1, 1], [1, 2]), rows([1, 1, 1], [3, 4, 5])
