@@ -32,7 +32,7 @@ from fedtune.models.base_files import base_digest
 from fedtune.privacy.done import Done
 from fedtune.privacy.ledger import Charge
 from fedtune.reports.privacy_statement import write_statement
-from fedtune.training.charging import Course, Party, charge_run
+from fedtune.training.charging import Course, Party, charge_run, charged_to_these
 from fedtune.training.prepare import prepare_on
 from fedtune.training.private import check_private, private_steps
 from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
@@ -210,6 +210,9 @@ class Node:
             return None
         rounds, begun = silo.config.federation.rounds, opened.replies.begun()
         party = Party(f"silo {silo.name}", opened.rows, private, private.plan.steps // rounds)
+        if opened.told is None and not charged_to_these(silo.config, party, silo.run_hash):
+            _log.warning("refused: the rows are not those that run %s began with", silo.run_hash)
+            raise RefusedError("the silo's rows are not those that it was charged to for this run")
         try:
             paid = charge_run(
                 silo.config,

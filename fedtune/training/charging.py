@@ -18,7 +18,7 @@ from fedtune.privacy.done import Done
 from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Figures
-from fedtune.privacy.fingerprints import fingerprints
+from fedtune.privacy.fingerprints import People, fingerprints
 from fedtune.privacy.ledger import Budget, Charge, Ledger, Request, ledger_path
 from fedtune.privacy.positions import Position, next_position
 
@@ -123,6 +123,17 @@ def charge_run(
     return Paid(charged, Course(ledger, position, done))
 
 
+def charged_to_these(config: RunConfig, party: Party, run: str) -> bool:
+    """Whether all that `run` was charged for the party's purpose was charged to just its people.
+
+    To be asked where a run's hash doesn't hold its data: rows that came later were not paid for.
+    """
+    ledger = Ledger.open(ledger_path(config.privacy.ledger))
+    people = _people(config, party, ledger.key).to_bytes()
+    mine = [row for row in ledger.charges(run) if row.body["purpose"] == party.purpose]
+    return all(ledger.file.blob(row.body["blob"]) == people for row in mine)
+
+
 def _unpaid(
     party: Party,
     entries: Sequence[dict[str, Any]],
@@ -145,19 +156,22 @@ def _start(run: str, last: Position | None, to_come: int) -> Position:
 
 
 def _request(config: RunConfig, party: Party, steps: int, start: Position, key: bytes) -> Request:
-    unit, plan = unit_of(config), party.private.plan
+    plan = party.private.plan
     return Request(
         run=start.run,
         course=start.course,
         purpose=party.purpose,
-        unit=unit,
-        people=fingerprints(
-            party.rows, key, unit, label_prompt=config.data.label_prompt is not None
-        ),
+        unit=unit_of(config),
+        people=_people(config, party, key),
         events=[plan.event(steps)],
         plan=plan.to_json(),
         delta=config.privacy.delta,
     )
+
+
+def _people(config: RunConfig, party: Party, key: bytes) -> People:
+    prompted = config.data.label_prompt is not None
+    return fingerprints(party.rows, key, unit_of(config), label_prompt=prompted)
 
 
 def _entry(request: Request, charge: Charge) -> dict[str, Any]:

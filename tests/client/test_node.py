@@ -217,6 +217,20 @@ def test_a_node_whose_record_was_put_back_pays_for_what_it_does_again(node: Call
     assert charges(ours) == 2
 
 
+def test_a_run_goes_on_with_none_but_the_people_who_were_charged_for_it(
+    node: Callable[..., Node], tmp_path: Path
+):
+    config, ours, rows = run_of(PRIVATE), node(), tmp_path / "rows.jsonl"
+    ask(ours, message_of(config))
+    before = rows.read_text()
+    rows.write_text(before + before.replace('"who": "p', '"who": "q').replace("well", "ill"))
+    with pytest.raises(RefusedError, match="not those that it was charged to"):
+        ask(node(), message_of(config, number=2))
+    rows.write_text("".join(before.splitlines(keepends=True)[::-1]))
+    ask(node(), message_of(config, number=2))
+    assert charges(ours) == 1
+
+
 def test_a_silo_has_the_statement_of_its_part(node: Callable[..., Node]):
     ours, config = node(), run_of(PRIVATE)
     ask(ours, message_of(config))
