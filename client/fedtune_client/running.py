@@ -47,7 +47,10 @@ def start(folder: Path, stop: threading.Event) -> None:
         )
         connector = Connector(f"https://{admission.coordinator}", tls, keys.flower)
         served = Served(
-            connector.application(), "127.0.0.1", tls=loopback_context(certificate, key)
+            connector.application(),
+            "127.0.0.1",
+            tls=loopback_context(certificate, key),
+            last_answers_seconds=0.1,  # whom they are for has ended by then
         )
         port, runtime = served.start(), _free_port()
         supernode = Kept(

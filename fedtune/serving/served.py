@@ -9,7 +9,6 @@ from aiohttp import web
 
 _STARTING_SECONDS = 30.0
 _ENDING_SECONDS = 15.0
-_LAST_ANSWERS_SECONDS = 2.0
 
 
 @dataclass
@@ -20,6 +19,8 @@ class Served:
     host: str
     port: int = 0
     tls: ssl.SSLContext | None = None
+    last_answers_seconds: float = 2.0
+    """How long `stop` waits for calls that are under way."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
@@ -31,11 +32,7 @@ class Served:
         def work() -> None:
             asyncio.set_event_loop(self._loop)
             runner = web.AppRunner(
-                self.application,
-                access_log=None,
-                shutdown_timeout=_LAST_ANSWERS_SECONDS,
-                # who hung up gets no answer: it could be a message that another caller waits for
-                handler_cancellation=True,
+                self.application, access_log=None, shutdown_timeout=self.last_answers_seconds
             )
             try:
                 self._loop.run_until_complete(runner.setup())

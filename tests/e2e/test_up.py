@@ -49,8 +49,16 @@ class Up:
         return next(c for c in children if " ".join(words) in " ".join(c.cmdline()))
 
     def left(self, seconds: float) -> list[psutil.Process]:
-        """What is there after `seconds` of all that was seen."""
-        return psutil.wait_procs(self.seen, seconds)[1]
+        """What is at work after `seconds` of all that was seen."""
+        there = psutil.wait_procs(self.seen, seconds)[1]
+        return [one for one in there if _is_at_work(one)]
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
