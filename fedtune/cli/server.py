@@ -253,11 +253,12 @@ def _line(told: dict[str, Any]) -> str:
 
 def _follow(project: "Project", run: "RunFolder") -> None:
     """Print each round as it ends, and how the run ended."""
-    from fedtune_server.run_start import look
+    from fedtune_server.run_start import link_of
 
     shown, last = 0, ""
     while True:
-        told = look(project, run)
+        link_of(project)  # a coordinator that has ended says so
+        told = run.status()
         for line in _rounds(run)[shown:]:
             shown += 1
             print(_round(line), flush=True)

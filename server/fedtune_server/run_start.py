@@ -74,7 +74,7 @@ def begin(project: Project, config: RunConfig, name: str | None) -> RunFolder:
 def go_on(project: Project, name: str) -> RunFolder:
     """Have a run that ended started again, from its last finished round."""
     run = _found(project, name)
-    told = look(project, run)
+    told = run.status()
     if told.get("state") not in ("failed", "stopped"):
         raise InputError(f"is {told.get('state')}", where=run.path, expected="a run that failed")
     _start(run, link_of(project))
@@ -84,7 +84,7 @@ def go_on(project: Project, name: str) -> RunFolder:
 def stop_run(project: Project, name: str) -> None:
     """Stop a run. Raises InputError if it ended already."""
     run, link = _found(project, name), link_of(project)
-    told = look(project, run)
+    told = run.status()
     if told.get("state") in ENDED:
         raise InputError(f"is {told['state']} already", where=run.path)
     run.tell("stopped", reason="by the operator", flower_run=None)
@@ -92,15 +92,22 @@ def stop_run(project: Project, name: str) -> None:
         link.stop_run(int(told["flower_run"]))
 
 
-def look(project: Project, run: RunFolder) -> dict[str, Any]:
-    """How a run is. One that Flower has ended without a word of its own is told to have failed."""
-    told = run.status()
-    if told.get("state") in ENDED or told.get("flower_run") is None:
-        return told
-    reason = died(link_of(project), int(told["flower_run"]))
-    if reason is not None and run.status().get("state") not in ENDED:
-        run.tell("failed", reason=reason)
-    return run.status()
+def watch(project: Project, link: Link) -> None:
+    """Tell of runs whose process has ended without a word of its own that they have failed. One
+    that had not begun is started once more.
+    """
+    for run in _runs(project):
+        told = run.status()
+        if told.get("state") in ENDED or told.get("flower_run") is None:
+            continue
+        reason = died(link, int(told["flower_run"]))
+        if reason is None or run.status() != told:  # it goes on, or said so meanwhile
+            continue
+        if told["state"] == "waiting" and not told.get("again"):
+            run.log(f"{reason}; started once more")
+            _start(run, link, again=True)
+        else:
+            run.tell("failed", reason=reason)
 
 
 def died(link: Link, flower_run: int) -> str | None:
@@ -109,9 +116,9 @@ def died(link: Link, flower_run: int) -> str | None:
     return f"its process ended: {how}" if status == _OVER else None
 
 
-def _start(run: RunFolder, link: Link) -> None:
+def _start(run: RunFolder, link: Link, *, again: bool = False) -> None:
     """Have Flower start the run's process. From here on no earlier one may write in the folder."""
-    run.tell("waiting", flower_run=None, reason="", given_up=None)
+    run.tell("waiting", flower_run=None, reason="", given_up=None, again=again)
     run.tell("waiting", flower_run=link.start_run(run.name))
 
 
@@ -123,7 +130,7 @@ def standing(project: Project) -> dict[str, Any]:
         m.silo: "revoked" if m.revoked else nodes.get(pem_of(m).decode(), "unknown")
         for m in members
     }
-    return {"silos": silos, "runs": {run.name: look(project, run) for run in _runs(project)}}
+    return {"silos": silos, "runs": {run.name: run.status() for run in _runs(project)}}
 
 
 def _runs(project: Project) -> list[RunFolder]:

@@ -15,7 +15,7 @@ import httpx
 
 from fedtune import telemetry
 from fedtune.atomic import write_text
-from fedtune.errors import InputError
+from fedtune.errors import FedtuneError, InputError
 from fedtune.identity.loopback import new_loopback
 from fedtune.identity.roster import Roster, load
 from fedtune.serving.kept import Kept
@@ -26,7 +26,7 @@ from fedtune_server.door import Door, outer_tls
 from fedtune_server.flower_link import Link, superexec_command, superlink_command
 from fedtune_server.health import Calls, Coordinator, monitoring
 from fedtune_server.project import SERVER_FOLDER, SERVER_PROCESS, Project
-from fedtune_server.run_start import largest_reply, take_up
+from fedtune_server.run_start import largest_reply, take_up, watch
 
 _CHECK_SECONDS = 1.0
 _STARTING_SECONDS = 60.0
@@ -100,6 +100,7 @@ def start(project: Project, stop: threading.Event) -> None:
             for child in children:
                 child.check()
             door.largest_reply = largest_reply(project)
+            _watch(project, link)
             if roster().version != registered:
                 link.register(roster())
                 registered = roster().version
@@ -143,6 +144,13 @@ def _begin(child: Kept, url: str, certificate: Path, stop: threading.Event) -> N
             else:
                 return
     raise InputError("Flower's SuperLink did not start", where=child.log, mend="its log says why")
+
+
+def _watch(project: Project, link: Link) -> None:
+    try:
+        watch(project, link)
+    except (httpx.HTTPError, FedtuneError) as error:  # of the SuperLink or the disk: both may mend
+        _log.warning("runs can't be looked at: %s", error)
 
 
 def _serve(served: Served, port: int, setting: str) -> None:

@@ -134,6 +134,32 @@ def test_a_run_whose_server_app_dies_at_its_start_is_told_to_have_failed(federat
     assert standing["runs"]["dead"]["state"] == "failed"
 
 
+def at_work(federation: Federation) -> list[psutil.Process]:
+    """The processes of runs; Flower leaves those that have ended as zombies."""
+    server = psutil.Process(federation.processes["server"].pid)
+    return [
+        one
+        for one in server.children(recursive=True)
+        if "serverapp" in one.name() and one.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def test_a_process_that_ends_without_a_word_does_not_look_alive(federation: Federation):
+    begin(federation, "mute", training__max_steps="200")
+    until(lambda: federation.status("mute").get("state") == "running", "the run")
+    (process,) = at_work(federation)
+    process.kill()
+    began = time.monotonic()
+    assert "its process ended" in str(end(federation, "mute", "failed")["reason"])
+    assert time.monotonic() - began < 90
+
+
+def test_a_run_whose_process_ends_before_its_first_word_still_finishes(federation: Federation):
+    begin(federation, "early", federation__rounds="1", training__max_steps="1")
+    until(lambda: at_work(federation), "the run's process")[0].kill()
+    end(federation, "early")
+
+
 def test_a_revoked_silo_is_turned_away_and_the_rest_go_on(federation: Federation):
     federation.said("server", "revoke", federation.server, "west")
     until(lambda: "refuses this node" in federation.told("west"), "west to be refused")
