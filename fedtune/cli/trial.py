@@ -45,6 +45,7 @@ _COLUMNS = ("record_id", "patient_id", "prompt", "completion")
 _LOOK_SECONDS = 0.2
 _ASK_SECONDS = 1.0
 _STARTING_SECONDS = 180.0
+_ENDING_SECONDS = 3.0
 _TAIL_LINES = 15
 _TAIL_BYTES = 8192
 
@@ -117,7 +118,9 @@ class Trial:
         try:
             begin(self.project, config, RUN)
         except Exception:
-            self._check()  # whoever should have answered may be gone
+            # whoever should have answered may be about to end, which takes a moment to be seen
+            over = time.monotonic() + _ENDING_SECONDS
+            self._follow(shown, lambda: time.monotonic() > over)
             raise
         threading.Thread(target=self._ask, daemon=True).start()
         self._follow(shown, lambda: self.run.status().get("state") != "waiting")
