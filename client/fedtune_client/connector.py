@@ -32,6 +32,8 @@ _TAKEN_PAUSE_SECONDS = 5.0
 _TAKEN = 409
 _BEAT = "/send-node-heartbeat"
 _SAID_EVERY_SECONDS = 30.0
+_FARTHEST_OFF = datetime.timedelta(days=3650)
+_LONGEST_WORDS = 200
 _log = logging.getLogger(__name__)
 
 
@@ -98,7 +100,6 @@ class Connector:
                 given = await self._carry_once(request.raw_path, body, headers)
                 if given.status != _TAKEN:
                     return given
-                _log.error("another process with this node's keys is connected: %s", given.text)
                 pause = _TAKEN_PAUSE_SECONDS
             except (aiohttp.ClientError, TimeoutError) as error:
                 self._missed(error)
@@ -122,8 +123,12 @@ class Connector:
             status = given.status
             if status >= 500:  # SuperNode would end its work, and look alive
                 raise aiohttp.ClientError(f"the coordinator answers with {status}")
+            if status == _TAKEN:
+                _log.error(
+                    "another process with this node's keys is connected: %s", _words(content)
+                )
             if status == 403:
-                _log.error("the coordinator refuses this node: %s", content[:200].decode())
+                _log.error("the coordinator refuses this node: %s", _words(content))
                 if path.endswith(_PIECE):
                     # a run was stopped while its message was on the way: on a 403 SuperNode keeps
                     # what it has of it and hands it out, on any other error it throws it away
@@ -147,15 +152,21 @@ class Connector:
     def _set_clock(self, date: str) -> None:
         try:
             theirs = email.utils.parsedate_to_datetime(date)
-        except ValueError:
+            ahead = theirs - datetime.datetime.now(datetime.UTC)
+        except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
             return
-        ahead = theirs - datetime.datetime.now(datetime.UTC)
+        if abs(ahead) > _FARTHEST_OFF:
+            return
         # the header has whole seconds
         if abs(ahead - self._ahead) > datetime.timedelta(seconds=2):
             _log.warning(
                 "this machine's clock is %+.0f s off the coordinator's", -ahead.total_seconds()
             )
             self._ahead = ahead
+
+
+def _words(content: bytes) -> str:
+    return content[:_LONGEST_WORDS].decode(errors="replace")
 
 
 async def _read(given: aiohttp.ClientResponse) -> bytes:

@@ -32,6 +32,7 @@ def init(folder: Path, config: NodeConfig) -> str:
         raise InputError("is not empty", where=folder, mend="name a new folder")
     with writable(folder, "choose another folder"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # also one that was there
     keys = new_keys(folder / "keys")
     write_text(folder / "request.json", enrolment.new_request(config.silo, keys))
     save_config(config, folder / NODE_FILE)
@@ -74,9 +75,18 @@ def join(folder: Path, admission: Path) -> roster.Roster:
         (folder / _RENEWED).rename(folder / "keys")
     write_text(folder / "certificates" / "authority.crt", given.authority)
     write_text(folder / "certificates" / "node.crt", given.certificate)
-    write_text(folder / ROSTER_FILE, given.roster)
+    newest = _newest(folder / ROSTER_FILE, given, listed)
     write_text(folder / "admission.json", text)
-    return listed
+    return newest
+
+
+def _newest(file: Path, given: enrolment.Admission, listed: roster.Roster) -> roster.Roster:
+    """The admission's roster, or the newer one of the same consortium that this node has seen."""
+    try:
+        return roster.load(file, bytes.fromhex(given.consortium), at_least=listed.version)
+    except InputError:  # none, an older one, or another consortium's
+        write_text(file, given.roster)
+        return listed
 
 
 def _is_for_new_keys(folder: Path, config: NodeConfig, text: str) -> bool:

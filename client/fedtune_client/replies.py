@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtune.atomic import append_line, new_folder
+from fedtune.atomic import append_line, flush, new_folder
 from fedtune.errors import InputError
 from fedtune.models.read_json import read_json
 from fedtune.tensors import TensorSet
@@ -36,6 +36,8 @@ class Replies:
         """Remember that training for the round begins; on disk when it returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
         append_line(self.folder / "begun.jsonl", json.dumps({"round": number}))
+        flush(self.folder / "begun.jsonl")
+        flush(self.folder)
 
     def find(self, told: Instruction) -> LocalUpdate | None:
         """The reply to exactly this instruction, if it is still kept and whole."""

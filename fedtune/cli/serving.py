@@ -8,9 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
+
+from fedtune.plain import plain
 
 _LOG_BYTES, _LOGS_KEPT = 10 * 2**20, 5
 _FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Lines(logging.Formatter):
+    """One line an entry, and a traceback set in below it: entries quote what others sent, who must
+    not be able to write entries of their own.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The entry without its traceback."""
+        return plain(super().formatMessage(record))
+
+    def formatException(self, *given: Any) -> str:  # noqa: N802
+        """The traceback."""
+        return "\n".join(
+            f"  {plain(line)}" for line in super().formatException(*given).splitlines()
+        )
 
 
 @contextmanager
@@ -27,7 +46,7 @@ def until_stopped(log: Path | None = None) -> Iterator[threading.Event]:
         handlers.append(RotatingFileHandler(log, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT))
     loggers = [logging.getLogger(name) for name in ("fedtune", "fedtune_server", "fedtune_client")]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(_FORM))
+        handler.setFormatter(_Lines(_FORM))
         for logger in loggers:
             logger.addHandler(handler)
     for logger in loggers:

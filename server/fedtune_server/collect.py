@@ -9,7 +9,9 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedtune.config.federation import Encoding
+from fedtune.plain import plain
 from fedtune.tensors import Spec
+from fedtune_server.flower_grid import pieces_until
 from fedtune_server.messages import Update, read_update
 
 Reason = Literal["late", "unreachable", "client_error", "bad_reply"]
@@ -95,11 +97,11 @@ def _settle(
     if reply.has_error():
         code, text = reply.error.code, reply.error.reason or "no reason given"
         reason: Reason = "unreachable" if code in _UNREACHABLE else "client_error"
-        return Failure(silo, reason, text[:_LONGEST_DETAIL])
+        return Failure(silo, reason, plain(text[:_LONGEST_DETAIL]))
     try:
         update = read_update(reply, request.expected, request.encoding)
     except ValueError as error:
-        return Failure(silo, "bad_reply", str(error)[:_LONGEST_DETAIL])
+        return Failure(silo, "bad_reply", plain(str(error)[:_LONGEST_DETAIL]))
     accept(silo, update)
     return None
 
@@ -108,8 +110,11 @@ def _wait(grid: Grid, identifier: str, deadline: float, poll_seconds: float) -> 
     """The reply, asked for at least once; None when the deadline passes without it."""
     while True:
         over = time.monotonic() >= deadline
-        for reply in grid.pull_messages([identifier]):
-            return reply
+        with pieces_until(deadline):
+            for reply in grid.pull_messages([identifier]):
+                # Flower also gives what somebody sent to the coordinator itself
+                if reply.metadata.reply_to_message_id == identifier:
+                    return reply
         if over:
             return None
         time.sleep(max(0.0, min(poll_seconds, deadline - time.monotonic())))

@@ -14,6 +14,7 @@ import binascii
 import logging
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -30,8 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedtune.identity.certificates import key_digest
 from fedtune.identity.roster import Member, Roster
-from fedtune.serving.line import MAX_BODY_BYTES, NODE_HEADER, SMALLEST_REPLY_BYTES
-from fedtune_server.letters import Answer, Letters
+from fedtune.serving.line import NODE_HEADER, SMALLEST_REPLY_BYTES
+from fedtune_server.letters import Answer, Letters, reply_in
 from fedtune_server.repeats import Repeats
 
 ALLOWED = frozenset(
@@ -50,6 +52,7 @@ ALLOWED = frozenset(
     )
 )
 _SILENT_SECONDS = 60.0
+_LARGEST_BODY_BYTES = 4 * 2**20  # a node sends pieces of 1 MiB
 _PULL, _CONFIRM, _PUSH, _PIECE, _LEAVE = (
     f"/v1/fleet/{call}"
     for call in (
@@ -74,7 +77,6 @@ class Holder:
     process: str
     heard: float
     line: asyncio.BaseTransport | None
-    reply_bytes: int = 0
 
     @property
     def is_there(self) -> bool:
@@ -100,11 +102,12 @@ class Door:
     _holders: dict[str, Holder] = field(default_factory=dict, init=False)
     _letters: Letters = field(default_factory=Letters, init=False)
     _repeats: Repeats = field(default_factory=Repeats, init=False)
+    _reply_bytes: Counter[str] = field(default_factory=Counter, init=False)
     _session: aiohttp.ClientSession | None = None
 
     def application(self) -> web.Application:
         """What answers; every path goes through `answer`."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app = web.Application(client_max_size=_LARGEST_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self.answer)
         app.cleanup_ctx.append(self._inside)
         return app
@@ -130,13 +133,21 @@ class Door:
         if holder is None:
             why = "another process with this silo's keys is here already: is its folder copied?"
             return self._refuse(member.silo, why, request, status=409)
-        body = await request.read()
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            why = f"sent a body of more than {_LARGEST_BODY_BYTES} bytes"
+            return self._refuse(member.silo, why, request, status=413)
         self.seen(member.silo, "up", len(body))
         if request.path == _PUSH:
-            holder.reply_bytes = 0
+            answered = reply_in(body)
+            if answered is None:
+                return self._refuse(member.silo, "sent what is no reply of its own", request)
+            if self._letters.answers(member.silo, answered):
+                self._reply_bytes[member.silo] = 0
         if request.path in (_PUSH, _PIECE):
-            holder.reply_bytes += len(body)
-            if holder.reply_bytes > self.largest_reply:
+            self._reply_bytes[member.silo] += len(body)
+            if self._reply_bytes[member.silo] > self.largest_reply:
                 why = f"its reply is larger than {self.largest_reply} bytes"
                 return self._refuse(member.silo, why, request, status=413)
         headers = {
@@ -224,5 +235,5 @@ def _is_key_of(member: Member, header: str) -> bool:
         ours = load_ssh_public_key(member.flower_key.encode())
         form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
         return given.public_bytes(*form) == ours.public_bytes(*form)
-    except (ValueError, binascii.Error):
+    except (ValueError, binascii.Error, UnsupportedAlgorithm):
         return False

@@ -33,7 +33,10 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from fedtune.bundle import bundle, bundle_digest
 from fedtune.identity.roster import Member, Roster
 
+OVER = "finished"
+"""Flower's word for a run that has ended, however it did."""
 _ANSWER_SECONDS = 2.0
+_UNKNOWN_RUN, _ENDED_RUN = 404, 412
 
 
 @dataclass(frozen=True)
@@ -102,19 +105,29 @@ class Link:
             client.close()
 
     def stop_run(self, number: int) -> bool:
-        """Have Flower stop a run; whether there was one."""
+        """Have Flower stop a run; whether there was one at work."""
         client = self._client()
         try:
             return bool(client.StopRun(StopRunRequest(run_id=number)).success)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code not in (_UNKNOWN_RUN, _ENDED_RUN):
+                raise
+            return False
         finally:
             client.close()
 
     def run_status(self, number: int) -> tuple[str, str]:
-        """Flower's word on a run: its status and, at the end, how it ended."""
+        """Flower's word on a run: its status and, at the end, how it ended. A run that it doesn't
+        know, as after its state was lost, has ended.
+        """
         client = self._client()
         try:
             status = client.ListRuns(ListRunsRequest(run_id=number)).run_dict[number].status
             return str(status.status), f"{status.sub_status} {status.details}".strip()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != _UNKNOWN_RUN:
+                raise
+            return OVER, "the SuperLink doesn't know of it"
         finally:
             client.close()
 

@@ -6,18 +6,19 @@ for the call that it comes with, it would be lost, and its silo late for the rou
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 _HELD_SECONDS = 15.0
 _ASKED_EVERY_SECONDS = 0.5
 _TIMES = 10
+_UNANSWERED_KEPT = 16
 
 
 class Answer(NamedTuple):
@@ -39,9 +40,12 @@ class Letter:
 
 @dataclass
 class Letters:
-    """The one letter of each silo that is on its way."""
+    """The one letter of each silo that is on its way, and the latest that it has not answered."""
 
     _under_way: dict[str, Letter] = field(default_factory=dict, init=False)
+    _unanswered: defaultdict[str, deque[str]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=_UNANSWERED_KEPT)), init=False
+    )
     _locks: defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock), init=False
     )
@@ -66,6 +70,7 @@ class Letters:
                 messages = _messages_in(answer)
                 if messages:
                     self._under_way[silo] = Letter(answer, messages, times=1)
+                    self._unanswered[silo].extend(messages)
                 if messages or answer.status != 200 or time.monotonic() >= over or is_gone():
                     return answer
                 await asyncio.sleep(_ASKED_EVERY_SECONDS)
@@ -81,9 +86,32 @@ class Letters:
         if letter is not None and said.message_object_id in letter.messages:
             del self._under_way[silo]
 
+    def answers(self, silo: str, message: str) -> bool:
+        """Whether a reply to this message is the first to one that the silo was given."""
+        if message not in self._unanswered[silo]:
+            return False
+        self._unanswered[silo].remove(message)
+        return True
+
     def void(self, silo: str) -> None:
         """The message can't be had any more: its run was stopped."""
         self._under_way.pop(silo, None)
+
+
+def reply_in(body: bytes) -> str | None:
+    """The message that a `push-messages` answers; None unless it is one reply, of the very node
+    that calls. Flower takes the sender's word for who it is, and what answers nothing for a message
+    to the coordinator's own app.
+    """
+    said = PushMessagesRequest()
+    try:
+        said.ParseFromString(body)
+    except DecodeError:
+        return None
+    if len(said.messages_list) != 1:
+        return None
+    told = said.messages_list[0].metadata
+    return told.reply_to_message_id or None if told.src_node_id == said.node.node_id else None
 
 
 def _messages_in(answer: Answer) -> frozenset[str]:

@@ -128,6 +128,7 @@ def init(folder: Path, config: ServerConfig) -> Project:
         raise InputError("is not empty", where=folder, mend="name a new folder")
     with writable(folder, "choose another folder"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # also one that was there
     project = Project(folder, config)
     consortium, authority_key = new_identity(), new_tls_key()
     save_private_key(consortium, folder / "consortium.pem")

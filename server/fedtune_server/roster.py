@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedtune.errors import RunFailedError
+from fedtune_server.flower_grid import pieces_until
 
 _LONGEST_NAME = 200
 _KEPT_SECONDS = 600.0
@@ -46,8 +47,12 @@ def find_silos(
                 continue
             lost.discard(node)
             asked[str(identifier)] = node
-        for reply in grid.pull_messages(list(asked)) if asked else ():
-            node = asked.pop(str(reply.metadata.reply_to_message_id))
+        with pieces_until(deadline):
+            replies = list(grid.pull_messages(list(asked))) if asked else []
+        for reply in replies:
+            node = asked.pop(str(reply.metadata.reply_to_message_id), None)
+            if node is None:  # it answers nothing that was asked
+                continue
             name = (name_of or _name)(reply)
             if name in found:
                 raise RunFailedError(f"two nodes say that they are the silo `{name}`")

@@ -18,6 +18,7 @@ from typing import Any
 
 from fedtune.atomic import append_line, write_text
 from fedtune.errors import NotWrittenError, RunFailedError
+from fedtune.plain import plain
 
 COORDINATOR_LOG = "coordinator.log"
 """In the folder `logs`, beside that of the runs."""
@@ -75,10 +76,9 @@ class RunFolder:
         """
         now = datetime.datetime.now()
         time_ = f"{now:%Y-%m-%d %H:%M:%S},{now.microsecond // 1000:03d}"
-        plain = "".join(c if c.isprintable() else " " for c in f"run {self.name}: {words}")
         log = self.path.parent.parent / "logs" / COORDINATOR_LOG
         with contextlib.suppress(NotWrittenError):
-            append_line(log, f"{time_} INFO {__name__}: {plain}")
+            append_line(log, f"{time_} INFO {__name__}: {plain(f'run {self.name}: {words}')}")
 
 
 def _words(told: Mapping[str, Any]) -> str:

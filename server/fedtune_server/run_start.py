@@ -10,14 +10,13 @@ from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.serving.line import SMALLEST_REPLY_BYTES
-from fedtune_server.flower_link import Link, pem_of
+from fedtune_server.flower_link import OVER, Link, pem_of
 from fedtune_server.project import Project
 from fedtune_server.run_folder import RunFolder
 
 ENDED = ("finished", "failed", "stopped")
 _log = logging.getLogger(__name__)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_OVER = "finished"  # Flower's word
 
 
 def link_of(project: Project) -> Link:
@@ -113,7 +112,7 @@ def watch(project: Project, link: Link) -> None:
 def died(link: Link, flower_run: int) -> str | None:
     """What Flower says of a run that it has ended; None of one that it goes on with."""
     status, how = link.run_status(flower_run)
-    return f"its process ended: {how}" if status == _OVER else None
+    return f"its process ended: {how}" if status == OVER else None
 
 
 def _start(run: RunFolder, link: Link, *, again: bool = False) -> None:

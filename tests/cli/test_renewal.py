@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from fedtune_client.joining import admission_of
+from fedtune_client.joining import admission_of, roster_of
 from fedtune_server.project import open_project
 
 from fedtune.cli.main import main
@@ -134,6 +134,27 @@ def test_a_node_s_folder_is_its_owner_s_alone_and_names_its_data_wherever_it_is_
         *("--data", "rows.jsonl"),
     )
     assert f"- {tmp_path / 'rows.jsonl'}\n" in Path("south/node.yaml").read_text()
+
+
+def test_a_folder_that_was_there_is_its_owner_s_alone_too(trial: Trial, tmp_path: Path) -> None:
+    node, server = tmp_path / "west", tmp_path / "other"
+    for folder in (node, server):
+        folder.mkdir(mode=0o755)
+    trial.fedtune(
+        *("client", "init", node, "--silo", "west", "--consortium", "0123 " * 15 + "4567"),
+        *("--data", "rows.jsonl"),
+    )
+    trial.fedtune("server", "init", server, "--federation", "Other", "--host", "other.example")
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (node, server)] == [0o700] * 2
+
+
+def test_an_older_admission_brings_no_older_roster_back(trial: Trial, tmp_path: Path) -> None:
+    trial.enroll()
+    newer = open_project(trial.server).roster()
+    assert newer.version > roster_of(trial.node).version
+    (trial.node / "roster.json").write_bytes((trial.server / "roster.json").read_bytes())
+    trial.fedtune("client", "join", trial.node, trial.node / "admission.json")
+    assert roster_of(trial.node) == newer
 
 
 def test_a_certificate_s_end_is_told_once_a_day_while_there_is_time(

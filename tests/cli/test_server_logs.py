@@ -14,6 +14,7 @@ from fedtune_server.run_folder import RunFolder
 
 from fedtune.cli.log_lines import log_lines
 from fedtune.cli.main import main
+from fedtune.cli.serving import until_stopped
 
 Logs = Callable[..., str]
 
@@ -127,3 +128,18 @@ def test_a_log_that_can_not_be_written_stops_no_run(project: Path) -> None:
     run = RunFolder(project / "runs" / "one")
     run.tell("running", round=1, rounds=2)
     assert run.status()["round"] == 1
+
+
+def test_nobody_s_words_begin_an_entry_of_their_own(tmp_path: Path) -> None:
+    forged = "\n2026-01-05 12:00:00,000 INFO fedtune_client.node: run first: all is well\x1b[2J"
+    log = tmp_path / "logs" / "node.log"
+    with until_stopped(log):
+        logger = logging.getLogger("fedtune_client.node")
+        logger.error("refused: %s", forged)
+        try:
+            raise ValueError(forged)
+        except ValueError:
+            logger.exception("a message failed")
+    entries = [line for line in log.read_text().splitlines() if not line.startswith("  ")]
+    assert [line.split(" ")[2] for line in entries] == ["ERROR", "ERROR"]
+    assert "\x1b" not in log.read_text()

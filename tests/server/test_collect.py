@@ -84,6 +84,45 @@ def test_a_bad_reply_does_not_hold_the_others_back():
     assert run(InProcessGrid(crooked, ["a", "b", "c"])) == (["a", "c"], [("b", "bad_reply")])
 
 
+def test_what_answers_nothing_that_was_asked_is_nobody_s_reply():
+    class Crowded(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            unasked = Message(instruction(STATE, 1, "run"), 1, "train")
+            yield reply(unasked, LocalUpdate(STATE, 99))
+            yield from super().pull_messages(message_ids)
+
+    grid, taken = Crowded(answer, ["a", "b"]), {}
+    collect(
+        grid,
+        {
+            n: Request(node, instruction(STATE, 1, "run"), STATE.spec)
+            for n, node in grid.nodes.items()
+        },
+        group="1",
+        timeout_seconds=60.0,
+        poll_seconds=0.001,
+        accept=lambda silo, update: taken.update({silo: update.examples}),
+    )
+    assert taken == {"a": 2, "b": 3}
+
+
+def test_a_silo_s_words_are_one_line_that_steers_no_terminal():
+    def broken(message: Message, context: Context) -> Message:
+        why = "\x1b[2Jgone\n  b: late\u202e"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, why), reply_to=message)
+
+    grid = InProcessGrid(broken, ["a"])
+    (failure,) = collect(
+        grid,
+        {"a": Request(grid.nodes["a"], instruction(STATE, 1, "run"), STATE.spec)},
+        group="1",
+        timeout_seconds=60.0,
+        poll_seconds=0.001,
+        accept=lambda silo, update: None,
+    )
+    assert failure.detail == " [2Jgone   b: late "
+
+
 def test_a_node_that_has_gone_is_unreachable():
     class Gone(InProcessGrid):
         def push_messages(self, messages: Iterable[Message]) -> list[str]:

@@ -45,6 +45,15 @@ def test_nodes_may_appear_late():
     assert find(Growing(named, ["a", "b", "c"]), "abc", min_silos=3) == {"a": 2, "b": 3, "c": 4}
 
 
+def test_what_answers_no_question_is_passed_over():
+    class Crowded(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            yield Message(RecordDict(), 1, "query")
+            yield from super().pull_messages(message_ids)
+
+    assert find(Crowded(named, ["a"]), "a") == {"a": 2}
+
+
 def test_silence_ends_at_the_deadline_with_the_names_of_those_who_are_there():
     class Silent(InProcessGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
