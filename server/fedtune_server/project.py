@@ -99,7 +99,7 @@ class Project:
 
     def consortium_key(self) -> Ed25519PrivateKey:
         """The key that signs. Raises InputError if it is not there."""
-        return load_identity(self.folder / "consortium.pem")
+        return load_identity(self._from_the_safe("consortium.pem"))
 
     def consortium(self) -> bytes:
         """The public key, 32 bytes. Raises InputError if it is not there."""
@@ -113,9 +113,17 @@ class Project:
         """The roster as it is now, checked. Raises InputError."""
         return roster.load(self.roster_file, self.consortium())
 
+    def _from_the_safe(self, name: str) -> Path:
+        file = self.folder / name
+        if not file.exists():
+            raise InputError(
+                "is not here", where=file, mend="put it back from its safe for this command"
+            )
+        return file
+
     def authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         """The certificate authority: its certificate and its key."""
-        key = load_private_key(self.folder / "authority.pem")
+        key = load_private_key(self._from_the_safe("authority.pem"))
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise InputError("is no authority's key", where=self.folder / "authority.pem")
         content = (self.certificates / "authority.crt").read_bytes()

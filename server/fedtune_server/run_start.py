@@ -6,9 +6,11 @@ import logging
 import re
 from typing import Any
 
+import httpx
+
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
-from fedtune.errors import InputError
+from fedtune.errors import InputError, RunFailedError
 from fedtune.serving.line import SMALLEST_REPLY_BYTES
 from fedtune_server.flower_link import OVER, Link, pem_of
 from fedtune_server.project import Project
@@ -66,7 +68,7 @@ def begin(project: Project, config: RunConfig, name: str | None) -> RunFolder:
         raise InputError("is a run already", where=run.path, mend="give it another name")
     save_config(config, run.path / "config.yaml")
     run.tell("waiting", round=0, rounds=config.federation.rounds)
-    _start(run, link)
+    _start_or_fail(run, link)
     return run
 
 
@@ -76,7 +78,7 @@ def go_on(project: Project, name: str) -> RunFolder:
     told = run.status()
     if told.get("state") not in ("failed", "stopped"):
         raise InputError(f"is {told.get('state')}", where=run.path, expected="a run that failed")
-    _start(run, link_of(project))
+    _start_or_fail(run, link_of(project))
     return run
 
 
@@ -113,6 +115,16 @@ def died(link: Link, flower_run: int) -> str | None:
     """What Flower says of a run that it has ended; None of one that it goes on with."""
     status, how = link.run_status(flower_run)
     return f"its process ended: {how}" if status == OVER else None
+
+
+def _start_or_fail(run: RunFolder, link: Link) -> None:
+    """As `_start`; a run that Flower didn't take has failed, and waits for nobody."""
+    try:
+        _start(run, link)
+    except httpx.HTTPError as error:
+        reason = f"the SuperLink did not take it: {error}"
+        run.tell("failed", reason=reason)
+        raise RunFailedError(f"run {run.name}: {reason}") from None
 
 
 def _start(run: RunFolder, link: Link, *, again: bool = False) -> None:

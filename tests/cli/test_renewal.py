@@ -148,6 +148,15 @@ def test_a_folder_that_was_there_is_its_owner_s_alone_too(trial: Trial, tmp_path
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (node, server)] == [0o700] * 2
 
 
+def test_a_key_that_is_in_its_safe_is_asked_for(
+    trial: Trial, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (trial.server / "consortium.pem").rename(trial.server / "away")
+    assert main(["server", "revoke", str(trial.server), "north"]) == 2
+    assert "put it back from its safe for this command" in capsys.readouterr().err
+    assert open_project(trial.server).roster().member("north") is not None
+
+
 def test_an_older_admission_brings_no_older_roster_back(trial: Trial, tmp_path: Path) -> None:
     trial.enroll()
     newer = open_project(trial.server).roster()

@@ -1,13 +1,16 @@
 """Flower's SuperLink as the coordinator speaks to it: a real one, on loopback."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
 from fedtune_server.flower_link import OVER, Link, superlink_command
 from fedtune_server.project import Project
-from fedtune_server.run_start import died, take_up
+from fedtune_server.run_start import begin, died, take_up
 
 from fedtune import telemetry
+from fedtune.config.schema import RunConfig
+from fedtune.errors import RunFailedError
 from fedtune.identity.loopback import new_loopback
 from fedtune.serving.kept import Kept
 from tests.e2e.conftest import free_ports, until
@@ -55,3 +58,13 @@ def test_runs_that_flower_lost_or_ended_unseen_are_taken_up(
         told = run.status()
         assert told["state"] == "waiting"
         assert died(link, told["flower_run"]) is None
+
+
+def test_a_run_that_flower_does_not_take_has_failed(project: Project) -> None:
+    new_loopback(project.folder / "superlink")
+    nobody, _ = free_ports()
+    (project.folder / "running.json").write_text(json.dumps({"superlink": f"127.0.0.1:{nobody}"}))
+    with pytest.raises(RunFailedError, match="did not take it"):
+        begin(project, RunConfig(), "first")
+    told = json.loads((project.runs / "first" / "status.json").read_text())
+    assert told["state"] == "failed"
