@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from fedtune.identity.certificates import client_certificate, pem, signing_request
 from fedtune.identity.keys import load_keys
+from fedtune.serving.line import PIECES
 from tests.e2e.conftest import SILOS, Federation, free_ports, make, until
 from tests.e2e.line import Line
 from tests.e2e.runs import adapter, begin, end
@@ -47,7 +48,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory, trap: Path) -> Iterator
     made.line.start()
     try:
         made.start("server", FEDTUNE_TEST_TWICE="1")
-        made.start("west", FEDTUNE_TEST_TRAP=str(trap))
+        # it loads Flower before `client start` can say how large pieces are
+        made.start("west", FEDTUNE_TEST_TRAP=str(trap), **PIECES)
         for name in ("north", "south"):
             made.start(name)
         made.online(*SILOS)
