@@ -30,7 +30,7 @@ dependencies = []
 publisher = "fedtune"
 
 [tool.flwr.app.components]
-serverapp = "fedtune_server.deployed:app"
+serverapp = "fedtune_server.serverapp:app"
 clientapp = "fedtune_client.nothing:app"
 
 [tool.flwr.app.config]

@@ -1,18 +1,13 @@
-"""A run between machines: the ServerApp that the SuperLink starts."""
+"""A run between machines, in the process that the SuperLink had started for it."""
 
 import contextlib
 import dataclasses
 import json
-import os
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psutil
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from fedtune.aggregation.rule import GlobalState
 from fedtune.atomic import write_text
@@ -27,7 +22,7 @@ from fedtune.models.residual import folded
 from fedtune.training import processes
 from fedtune.training.prepare import base_dtype
 from fedtune_server.asked import write_asked
-from fedtune_server.project import SERVER_FOLDER, SERVER_PROCESS, Project, open_project
+from fedtune_server.project import Project
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.roster import find_silos
 from fedtune_server.rounds import RunPlan, run_rounds
@@ -35,41 +30,17 @@ from fedtune_server.rules import rule_of
 from fedtune_server.run_folder import RunFolder, TakenOverError
 
 POLL_SECONDS = 0.2
-_CHECK_SECONDS = 1.0
 _LONGEST_REASON = 2000
 
-app = ServerApp()
 
-
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Called by Flower, in a process of its own, once a run."""
-    threading.Thread(target=_end_with_the_coordinator, daemon=True).start()
-    project = open_project(Path(os.environ[SERVER_FOLDER]))
-    run_deployed(project, grid, str(context.run_config["fedtune-run"]), context.run_id)
-
-
-def _end_with_the_coordinator() -> None:
-    """Flower's launcher leaves this process behind. Whoever goes on with the run starts another."""
-    try:
-        coordinator = psutil.Process(int(os.environ[SERVER_PROCESS]))
-        while coordinator.is_running() and coordinator.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(_CHECK_SECONDS)
-    except psutil.NoSuchProcess:
-        pass
-    os._exit(1)
-
-
-def run_deployed(project: Project, grid: Grid, name: str, flower_run: int) -> None:
+def run_deployed(project: Project, grid: Grid, folder: RunFolder) -> None:
     """Run what is left of the run's rounds and save its adapter; whatever happens is told."""
-    folder = RunFolder(project.runs / name, flower_run)
-    folder.wait_for_its_number()
     with _told(folder):
         config = load_config(folder.path / "config.yaml")
         folder.tell("starting", round=0, rounds=config.federation.rounds, reason="")
         model, tokenizer = _model(config)
         initial = read_state(model)
-        nodes = _nodes(grid, config, project, name)
+        nodes = _nodes(grid, config, project, folder.name)
         folder.tell("running", silos=sorted(nodes), reply_bytes=initial.payload_bytes)
         state, reports = _run(grid, config, initial, nodes, folder)
         write_state(model, state.adapter)

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import httpx
+import psutil
 
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
@@ -94,21 +95,29 @@ def stop_run(project: Project, name: str) -> None:
 
 
 def watch(project: Project, link: Link) -> None:
-    """Tell of runs whose process has ended without a word of its own that they have failed. One
-    that had not begun is started once more.
-    """
+    """Tell of runs whose process has ended without a word of its own that they have failed."""
     for run in _runs(project):
         told = run.status()
-        if told.get("state") in ENDED or told.get("flower_run") is None:
+        number = told.get("flower_run")
+        if told.get("state") in ENDED or number is None:
             continue
-        reason = died(link, int(told["flower_run"]))
+        reason = _gone(told.get("process")) or died(link, int(number))
         if reason is None or run.status() != told:  # it goes on, or said so meanwhile
             continue
-        if told["state"] == "waiting" and not told.get("again"):
-            run.log(f"{reason}; started once more")
-            _start(run, link, again=True)
-        else:
-            run.tell("failed", reason=reason)
+        run.tell("failed", reason=reason)
+        link.stop_run(int(number))  # it may be waiting for the process
+
+
+def _gone(process: int | None) -> str | None:
+    """What is to say of a run's process that is no more there. Should another have its number by
+    now, Flower tells of it, after a minute without a sign of life.
+    """
+    try:
+        if process is None or psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+            return None
+    except psutil.NoSuchProcess:
+        pass
+    return "its process ended without a word, as one does that is killed (out of memory?)"
 
 
 def died(link: Link, flower_run: int) -> str | None:
@@ -127,9 +136,9 @@ def _start_or_fail(run: RunFolder, link: Link) -> None:
         raise RunFailedError(f"run {run.name}: {reason}") from None
 
 
-def _start(run: RunFolder, link: Link, *, again: bool = False) -> None:
+def _start(run: RunFolder, link: Link) -> None:
     """Have Flower start the run's process. From here on no earlier one may write in the folder."""
-    run.tell("waiting", flower_run=None, reason="", given_up=None, again=again)
+    run.tell("waiting", flower_run=None, reason="", given_up=None, process=None)
     run.tell("waiting", flower_run=link.start_run(run.name))
 
 

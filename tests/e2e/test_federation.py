@@ -250,7 +250,7 @@ def test_no_code_of_a_bundle_runs_in_a_silo(federation: Federation, tmp_path: Pa
     mark, told = str(tmp_path / "ran"), str(tmp_path / "told")
     with zipfile.ZipFile(io.BytesIO(bundle())) as ours:
         project = ours.read("pyproject.toml").decode()
-    project = project.replace("fedtune_server.deployed:app", "evil_server:app")
+    project = project.replace("fedtune_server.serverapp:app", "evil_server:app")
     project = project.replace("fedtune_client.nothing:app", f"{package}.nothing:app")
     files = {
         "pyproject.toml": project,
