@@ -99,14 +99,18 @@ def charge_run(
     A run that goes on was charged when it began: of the positions `to_come` after those `done` only
     what the ledger doesn't have left for it is charged again, be it that they were taken before, or
     that the ledger knows nothing of it. Where the run's folder knows of no charge, the plan is.
+    What was charged to other parties for the same run (`train` and `simulate` of one config share
+    its hash) pays for nothing here, whatever the folder says.
 
     Raises InputError, with nothing charged to any party, when somebody's budget doesn't allow it
     or the ledger is damaged.
     """
     ledger = Ledger.open(ledger_path(config.privacy.ledger))
-    known = {_place(row) for row in ledger.charges(run)}
+    before = ledger.charges(run)
+    known = {_place(row) for row in before}
     entries = _read(folder / CHARGED)
-    last = ledger.position(run, entries[-1]["course"]) if entries else None
+    course = entries[-1]["course"] if entries else None
+    last = ledger.position(run, course) if _paid_by(parties, before, course) else None
     more = to_come - (last.left if last else 0)
     due = [(party, steps) for party in parties if (steps := _unpaid(party, entries, known, more))]
     start = _start(run, last, to_come)
@@ -132,6 +136,14 @@ def charged_to_these(config: RunConfig, party: Party, run: str) -> bool:
     people = _people(config, party, ledger.key).to_bytes()
     mine = [row for row in ledger.charges(run) if row.body["purpose"] == party.purpose]
     return all(ledger.file.blob(row.body["blob"]) == people for row in mine)
+
+
+def _paid_by(parties: Sequence[Party], rows: Sequence[Row], course: str | None) -> bool:
+    """Whether a course was charged to just these parties: else its positions are other steps."""
+    if course is None:
+        return False
+    charged = {row.body["purpose"] for row in rows if row.body.get("course") == course}
+    return charged == {party.purpose for party in parties}
 
 
 def _unpaid(

@@ -217,6 +217,19 @@ def test_a_node_whose_record_was_put_back_pays_for_what_it_does_again(node: Call
     assert charges(ours) == 2
 
 
+def test_what_was_paid_for_one_run_pays_for_no_other(node: Callable[..., Node]):
+    config, ours = run_of(PRIVATE), node()
+    ask(ours, message_of(config))
+    (first,) = (ours.folder / "runs").iterdir()
+    second = first.with_name(deployed_hash(config, "second"))
+    second.mkdir()
+    shutil.copy(first / "charged.json", second)
+    ask(ours, message_of(config, run="second"))
+    rows = Ledger.open(ours.folder.parent / "ledger" / "budget.sqlite").charges(second.name)
+    all_rounds = RUN["training"]["max_steps"] * RUN["federation"]["rounds"]
+    assert sum(row.body["events"][0]["count"] for row in rows) >= all_rounds
+
+
 def test_a_run_goes_on_with_none_but_the_people_who_were_charged_for_it(
     node: Callable[..., Node], tmp_path: Path
 ):

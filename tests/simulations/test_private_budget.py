@@ -21,6 +21,7 @@ from fedtune.errors import InputError, RunFailedError
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.ledger import Ledger, ledger_path
+from fedtune.training.central import train
 
 CONFIG = """
 data: {embedded_patients: 40}
@@ -142,6 +143,37 @@ def test_the_ledger_hears_of_a_round_before_its_silos_do(tmp_path: Path):
 
     simulate(load_config(config), tmp_path / "run", compare=False, on_work=at_work)
     assert seen == [(1, 1), (1, 1), (2, 0), (2, 0)]
+
+
+def stop(event: object) -> None:
+    raise RunFailedError("stopped in its first step")
+
+
+@pytest.mark.parametrize("other", ["train", "simulate"])
+def test_what_was_paid_for_steps_pays_for_no_rounds_and_the_other_way_round(
+    tmp_path: Path, other: str
+):
+    config = tmp_path / "c.yaml"
+    config.write_text(CONFIG)
+    settings, begun, folder = load_config(config), tmp_path / "begun", tmp_path / "run"
+    if other == "simulate":
+        with pytest.raises(RunFailedError):
+            simulate(settings, begun, compare=False, on_work=stop)
+    else:
+        with pytest.raises(RunFailedError):
+            train(settings, begun, listeners=[stop])
+    assert left() == 1  # a step of `train`, or a round of `simulate`
+    mine, last = ("train", "step-00000001") if other == "simulate" else ("simulate", "round-000002")
+    command = [mine, str(config), f"output.dir={folder}"]
+    command += ["--no-compare"] if mine == "simulate" else []
+    assert main(command) == 0
+    paid = charged()
+    shutil.rmtree(folder / "checkpoints" / last)
+    forged = [json.loads((at / "charged.json").read_text()) for at in (folder, begun)]
+    (folder / "charged.json").write_text(json.dumps(forged[0] + forged[1]))
+    assert main([*command, "--resume"]) == 0
+    more = {"train": 1} if mine == "train" else of_each(1)
+    assert charged() == {whose: steps + more.get(whose, 0) for whose, steps in paid.items()}
 
 
 def test_a_round_that_calls_itself_later_than_it_is_is_refused(
