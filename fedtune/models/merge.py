@@ -14,6 +14,7 @@ from fedtune.errors import InputError, RunFailedError
 from fedtune.models.base import load_base
 from fedtune.models.base_files import published_name
 from fedtune.models.four_bit import dequantized, is_four_bit
+from fedtune.models.promise import carry_promise
 from fedtune.models.saved import Loaded, adapter_folder, load_saved, put_adapter
 
 _PROBE = (
@@ -46,7 +47,8 @@ def merge(folder: Path, out: Path) -> Merged:
 
     4-bit weights are dequantized first: the adapter was trained on those, not on what they were
     made of. Raises InputError if there is nothing to merge or `out` exists, RunFailedError if the
-    merged model's logits are not the adapter's; then nothing is left.
+    merged model's logits are not the adapter's; then nothing is left. What the adapter says of
+    its run's privacy goes along.
     """
     with writable(out, _ELSEWHERE):
         return _merge(folder, out)
@@ -69,6 +71,9 @@ def _merge(folder: Path, out: Path) -> Merged:
         merged.config.name_or_path = merged.name_or_path = published_name(saved.base.path)
         merged.save_pretrained(draft)
         saved.tokenizer.save_pretrained(draft)
+        # an adapter from before it had its own has that of the run
+        for stated in (folder, adapter_folder(folder)):
+            carry_promise(stated, draft)
         del merged
         found = _logits(_reopened(saved, draft), probes)
         difference, allowed = _difference(found, wanted), _allowed(wanted, effect)

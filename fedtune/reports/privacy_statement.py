@@ -8,7 +8,8 @@ each silo (or `run` for a central one) what was done on its data: `units`, `samp
 `sum_noise_multiplier`, `clipping`, `events`, its own two figures, and under `ledger` what all runs
 on the same people spent together, and the hash of the charge's row there; `composition` says how
 parties and rounds add up, and in how many silos one unit may be (`silos_of_a_unit`); `not_covered`
-what the promise leaves out. privacy.md tells the same and no more: it is made from privacy.json.
+what the promise leaves out; `held_out` is the setting. privacy.md tells the same and no more: it is
+made from privacy.json.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from typing import Any
 
 from fedtune.atomic import write_text
 from fedtune.config.privacy import PrivacyConfig
+from fedtune.models.promise import STATEMENT as STATEMENT
 from fedtune.privacy.accounting import Figure, figures
 from fedtune.privacy.done import Done
 from fedtune.privacy.events import GaussianEvent
@@ -26,7 +28,6 @@ from fedtune.privacy.ledger import Charge
 from fedtune.privacy.plan import ExecutionPlan
 from fedtune.reports.privacy_prose import prose
 
-STATEMENT = "privacy.json"
 PROSE = "privacy.md"
 _VERSION = 1
 _NONE = "No differential privacy is promised: what was trained may reveal single training examples."
@@ -118,6 +119,7 @@ def statement(
         },
         "parties": parties,
         "composition": _composition(settings, len(done), rounds),
+        "held_out": settings.held_out,
         "not_covered": [*_NOT_COVERED, *_MODE[settings.mode], _HELD_OUT[settings.held_out]],
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import DataFacts
+from fedtune.models.promise import write_promise
 from fedtune.privacy.done import Done
 from fedtune.reports.manifest import write_manifest
 from fedtune.reports.model_card import write_model_card
@@ -22,12 +23,14 @@ def record_run(
     command: str,
     silos: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
-    """Write statement, card (into `out/adapter`) and manifest, replacing older ones.
+    """Write statement, card and manifest, replacing older ones.
 
+    `out/adapter` gets the card, and what travels of the statement.
     `done` is the record of private steps. Gives the privacy statement.
     """
     rounds = None if silos is None else config.federation.rounds
     promised = write_statement(out, config.privacy, done, rounds=rounds)
+    write_promise(out / "adapter", promised)
     write_model_card(out / "adapter", config, data, scores, promised, silos=silos)
     write_manifest(out, config, data, command)
     return promised

@@ -14,10 +14,11 @@ from typing import Any
 from fedtune.config.schema import RunConfig
 from fedtune.data.digests import file_digest
 from fedtune.errors import InputError
+from fedtune.models.promise import STATEMENT
 from fedtune.models.read_json import read_json
 from fedtune.reports.manifest import check_manifest
 
-STATEMENT, PROSE = "privacy.json", "privacy.md"
+PROSE = "privacy.md"
 """A private run's statement, for programs and for people."""
 _PROMISE = ("epsilon", "delta", "unit", "relation", "accountant", "adversary")
 _UNPROTECTED = (

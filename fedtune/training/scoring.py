@@ -9,7 +9,8 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.examples import ExampleSet
 from fedtune.data.load import file_sources, load_splits, read_examples
 from fedtune.errors import InputError
-from fedtune.models.saved import Loaded, load_saved
+from fedtune.models.promise import Promised, read_promise
+from fedtune.models.saved import Loaded, adapter_folder, load_saved
 from fedtune.tasks import build_task
 from fedtune.tasks.encoding import encode_examples
 from fedtune.tasks.evaluation import evaluate
@@ -42,13 +43,16 @@ def score_saved(
 
     `config` says how rows are read; None: the run's own. Raises InputError on a folder or files
     that can't be used, when neither says what to score on, and on the own rows of a private run,
-    unless its held-out rows are public.
+    unless its held-out rows are public. A model that was moved away from its run's settings has
+    its statement: then own rows are those of `config`, as far as it names any.
     """
     loaded = load_saved(folder, with_adapter=with_adapter)
     settings = _settings(folder, loaded, config)
     run = _run_of(folder)
     # what another config holds out may be what the run was trained on
     named = files if run is None or settings.hash == run.hash else files or _scored(settings)
+    moved = None if run and run.private else read_promise(adapter_folder(folder))
+    settings = _promising(settings, moved) if moved else settings
     private = [c for c in (run, settings) if c is not None and c.private]
     for promised in private:
         if not files:
@@ -58,7 +62,7 @@ def score_saved(
     task = build_task(settings.task, loaded.tokenizer, loaded.labels)
     data = encode_examples(task, rows)
     metrics = evaluate(task, loaded.model.to(processes.device()), data, batch_size)
-    return Scores(metrics, len(data), with_adapter, bool(private and named))
+    return Scores(metrics, len(data), with_adapter, bool(private and (named or moved)))
 
 
 def _scored(config: RunConfig) -> Sequence[str]:
@@ -71,6 +75,13 @@ def _run_of(folder: Path) -> RunConfig | None:
     run = folder.parent if folder.name == "adapter" else folder
     path = run / "config.yaml"
     return load_config(path) if path.is_file() else None
+
+
+def _promising(settings: RunConfig, promised: Promised) -> RunConfig:
+    """The settings with what a model's own statement says in place of what they say."""
+    update = {"mode": promised.mode, "held_out": promised.held_out}
+    privacy = settings.privacy.model_copy(update=update)
+    return settings.model_copy(update={"privacy": privacy})
 
 
 def _check_held_out(config: RunConfig) -> None:

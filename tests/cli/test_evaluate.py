@@ -1,6 +1,7 @@
 """`fedtune evaluate` gives what the run itself told, and scores new files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,47 @@ def private_run(folder: Path, train: str, test: str, held_out: str) -> str:
     folder.with_suffix(".plain.yaml").write_text(json.dumps(plain))
     assert main(["train", str(file)]) == 0
     return str(folder)
+
+
+def test_a_private_model_that_was_moved_away_still_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("FEDTUNE_LEDGER", str(tmp_path / "ledger.sqlite"))
+    train, test, new = (notes(tmp_path / f"{n}.jsonl", n) for n in (1, 2, 3))
+    refuses = Path(private_run(tmp_path / "refuses", train, test, "refuse"))
+    public = Path(private_run(tmp_path / "public", train, test, "public"))
+    plain = ["--config", str(tmp_path / "refuses.plain.yaml")]
+    moved, merged, shared = tmp_path / "moved", tmp_path / "merged", tmp_path / "shared"
+    shutil.copytree(refuses / "adapter", moved)
+    shutil.copytree(public / "adapter", shared)
+    assert main(["merge", str(moved), "--out", str(merged)]) == 0
+    # an adapter from before it had its own statement
+    (refuses / "adapter" / "privacy.json").unlink()
+    old = tmp_path / "old"
+    assert main(["merge", str(refuses), "--out", str(old)]) == 0
+    for model in (moved, merged, old):
+        for more, says in (
+            ([], "privacy.held_out: `refuse`"),
+            (["--data", train], "holds the private run's own rows"),
+            (["--data", test], "holds the private run's own rows"),
+        ):
+            capsys.readouterr()
+            assert main(["evaluate", str(model), *plain, *more]) == 2
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert says in err
+        told = scores(capsys, str(model), *plain, "--data", new)
+        assert "no epsilon covers them" in told["who_may_see"]
+    assert "no epsilon covers them" in scores(capsys, str(shared), *plain)["who_may_see"]
+    assert main(["evaluate", str(shared), *plain, "--data", train]) == 2
+    said = json.loads((merged / "privacy.json").read_text())
+    run = json.loads((refuses / "privacy.json").read_text())
+    assert said["promise"] == run["promise"]
+    assert "parties" not in said  # names of silos, and what the ledger told
+    (moved / "privacy.json").write_text('{"mode": "maybe"}')
+    capsys.readouterr()
+    assert main(["evaluate", str(moved), *plain, "--data", new]) == 2
+    assert "is no privacy statement" in capsys.readouterr().err
 
 
 def test_a_private_runs_own_rows_are_not_scored_and_others_are_with_a_warning(

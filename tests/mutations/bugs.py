@@ -556,6 +556,15 @@ BUGS = [
         "test_a_private_runs_own_rows_are_not_scored_and_others_are_with_a_warning",
     ),
     _bug(
+        "an adapter that was moved away from its run's settings forgets that it is private",
+        "way 9",
+        "training/scoring",
+        "else read_promise(adapter_folder(folder))",
+        "else None",
+        "tests/cli/test_evaluate.py",
+        "test_a_private_model_that_was_moved_away_still_says_so",
+    ),
+    _bug(
         "a private run's training rows are scored afterwards",
         "way 9; the loss on members that attacks need",
         "training/scoring",
