@@ -39,7 +39,7 @@ from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
 from fedtune_client.joining import take_roster
 from fedtune_client.node_config import NodeConfig
 from fedtune_client.policy import BaseModelConfig, refusals
-from fedtune_client.replies import Replies
+from fedtune_client.replies import LEFT, Replies, forget_old_runs
 from fedtune_client.silo import LocalSilo, silo_encoder
 
 MAX_SETTINGS_CHARACTERS = 200_000
@@ -117,7 +117,7 @@ class Node:
         update = self.train(message)
         opened, number = self._opened, message.content["round"]["number"]
         assert opened is not None  # noqa: S101 - `train` has opened it
-        encode = silo_encoder(opened.silo.config, opened.silo.name, opened.replies.folder / "left")
+        encode = silo_encoder(opened.silo.config, opened.silo.name, opened.replies.folder / LEFT)
         try:
             return reply(message, update, encode(update.delta, number))
         except ValueError as error:
@@ -200,7 +200,9 @@ class Node:
             ready.train,
             private_steps(here, rows, rounds=here.federation.rounds),
         )
-        self._opened = Opened(silo, rows, Replies(self.folder / "runs" / asked.run_hash))
+        runs = self.folder / "runs"
+        forget_old_runs(runs, self.config.kept_runs, asked.run_hash)
+        self._opened = Opened(silo, rows, Replies(runs / asked.run_hash))
         return self._opened
 
     def _charge(self, opened: Opened, told: Instruction) -> Course | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import Field, PositiveInt, StringConstraints, ValidationError, field_validator
 
 from fedtune.config.data import DataConfig
 from fedtune.config.load import load_settings
@@ -30,6 +30,11 @@ class NodeConfig(Section):
         min_length=1, description="The base models that runs may use."
     )
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    kept_runs: PositiveInt = Field(
+        10,
+        description="Runs before the last whose replies to two rounds are kept, to be sent again: "
+        "so many private ones, and so many others.",
+    )
     ledger: str | None = Field(
         None, description="Budget ledger; null: this machine's own, as of `train` and `simulate`."
     )

@@ -1,7 +1,8 @@
 """What a node has done for a run, on its disk: rounds begun, and replies that can be sent again.
 
 A coordinator that was killed asks again for a round that it never finished. A private silo must not
-train, and spend, a second time for it.
+train, and spend, a second time for it. That holds for a node's latest runs: of older ones nothing
+is left but what was charged for them.
 """
 
 import json
@@ -13,10 +14,14 @@ from fedtune.atomic import append_line, flush, new_folder
 from fedtune.errors import InputError
 from fedtune.models.read_json import read_json
 from fedtune.tensors import TensorSet
+from fedtune.training.charging import CHARGED
 from fedtune.training.checkpoints import finished_folders
 from fedtune_client.app import Instruction, LocalUpdate
 
 _KEPT = 2
+_BEGUN = "begun.jsonl"
+LEFT = "left"
+"""In a run's folder: what its encoder keeps between rounds."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Replies:
 
     def begun(self) -> list[int]:
         """The rounds for which training was begun, whatever became of it, in order."""
-        file = self.folder / "begun.jsonl"
+        file = self.folder / _BEGUN
         if not file.exists():
             return []
         return [json.loads(line)["round"] for line in file.read_text().splitlines()]
@@ -35,8 +40,8 @@ class Replies:
     def begin(self, number: int) -> None:
         """Remember that training for the round begins; on disk when it returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        append_line(self.folder / "begun.jsonl", json.dumps({"round": number}))
-        flush(self.folder / "begun.jsonl")
+        append_line(self.folder / _BEGUN, json.dumps({"round": number}))
+        flush(self.folder / _BEGUN)
         flush(self.folder)
 
     def find(self, told: Instruction) -> LocalUpdate | None:
@@ -69,6 +74,27 @@ class Replies:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round-{number:06d}"
+
+
+def forget_old_runs(folder: Path, kept: int, at_work: str) -> None:
+    """Delete what can be sent again of runs in `folder` before the latest `kept` and `at_work`.
+
+    Private runs are counted apart, so that no number of others pushes them out. What was charged,
+    told and begun of a private run stays for good; it is small, and each run costs budget.
+    """
+    runs = [run for run in folder.glob("*") if run.is_dir() and run.name != at_work]
+    runs.sort(key=_last_begun)
+    for private in (True, False):
+        alike = [run for run in runs if (run / CHARGED).exists() == private]
+        for run in alike[:-kept]:
+            large = [LEFT, *(path.name for path in run.glob("round-*"))]
+            for path in (run / name for name in large) if private else (run,):
+                shutil.rmtree(path, ignore_errors=True)  # else with the next run
+
+
+def _last_begun(run: Path) -> float:
+    begun = run / _BEGUN
+    return (begun if begun.exists() else run).stat().st_mtime
 
 
 def digest_of(told: Instruction) -> str:

@@ -258,6 +258,51 @@ def test_a_silo_has_the_statement_of_its_part(node: Callable[..., Node]):
     assert json.loads(file.read_text())["parties"]["north"]["ledger"] == first
 
 
+def test_old_runs_leave_only_what_was_charged_and_told(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+):
+    from fedtune_client.silo import LocalSilo
+
+    ours = node()
+    ours.config = ours.config.model_copy(update={"kept_runs": 1})
+    encoded = {"federation": {"delta_encoding": "int8"}}
+    private, plain = run_of({**PRIVATE, **encoded}), run_of(encoded)
+    answers: dict[str, str] = {}
+
+    def asked(name: str) -> str:
+        config = private if name.startswith("private") else plain
+        message = message_of(config, run=name)
+        vars(message.metadata).update(_message_id="m1", _src_node_id=1)
+        spec = read_state(prepare(config).model).spec
+        return read_update(ours.answer(message), spec, "int8").delta.digest()
+
+    def kept(name: str) -> set[str]:
+        config = private if name.startswith("private") else plain
+        return {
+            path.name for path in (ours.folder / "runs" / deployed_hash(config, name)).glob("*")
+        }
+
+    stays = {"charged.json", "begun.jsonl", "privacy.json", "privacy.md"}
+    for name in ("private 1", "plain 1", "plain 2", "plain 3"):
+        answers[name] = asked(name)
+    assert kept("plain 1") == set()
+    assert kept("plain 2") == kept("plain 3") == {"begun.jsonl", "round-000001", "left"}
+    assert kept("private 1") == stays | {"round-000001", "left"}
+    with monkeypatch.context() as patch:
+        patch.delattr(LocalSilo, "train")
+        for name in ("private 1", "plain 3"):
+            assert asked(name) == answers[name]
+    for name in ("private 2", "private 3"):
+        asked(name)
+    assert charges(ours) == 3
+    assert kept("private 1") == stays
+    assert kept("private 2") == kept("private 3") == stays | {"round-000001", "left"}
+    ask(ours, message_of(private, number=2, run="private 1"))  # paid for
+    assert charges(ours) == 3
+    ask(ours, message_of(private, run="private 1"))
+    assert charges(ours) == 4
+
+
 def test_a_damaged_reply_is_not_sent(node: Callable[..., Node]):
     config, ours = run_of({}), node()
     update = ask(ours, message_of(config))
