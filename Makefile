@@ -17,7 +17,8 @@ test: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+		--cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow -rP

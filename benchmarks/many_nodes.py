@@ -23,6 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedtune.serving.line import PIECES
+
+os.environ.update(PIECES)  # read when Flower is imported
+
+# ruff: noqa: E402
 import httpx
 import numpy as np
 import psutil

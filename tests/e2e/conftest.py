@@ -42,10 +42,10 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     }
     if (measured := coverage.Coverage.current()) is not None:
         settings = folder / "coverage.ini"
-        packages = "\n  ".join(measured.config.source_pkgs or ())
+        sources = "\n  ".join(str(Path(each).absolute()) for each in measured.config.source_dirs)
         data = Path(measured.config.data_file).absolute()
         settings.write_text(
-            f"[run]\nparallel = true\ndata_file = {data}\nsource_pkgs =\n  {packages}\n"
+            f"[run]\nparallel = true\ndata_file = {data}\nsource_dirs =\n  {sources}\n"
         )
         own["COVERAGE_PROCESS_START"] = str(settings)
     return {**os.environ, **own}
