@@ -27,7 +27,6 @@ from fedtune.serving.line import PIECES
 
 os.environ.update(PIECES)  # read when Flower is imported
 
-# ruff: noqa: E402
 import httpx
 import numpy as np
 import psutil
