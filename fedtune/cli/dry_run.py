@@ -9,7 +9,7 @@ from rich.filesize import decimal
 if TYPE_CHECKING:
     from fedtune_simulations.dry_run import FederatedDryRun
 
-    from fedtune.reports.dry_run import DryRun, PlanFacts, ShownExample
+    from fedtune.reports.dry_run import DryRun, LedgerFacts, PlanFacts, ShownExample
     from fedtune.reports.memory import MemoryEstimate
 
 _BAR = {True: "learned     | ", False: "not learned | "}
@@ -41,6 +41,8 @@ def tell(run: "DryRun", federated: "FederatedDryRun | None" = None, *, as_json: 
         print(f"steps: {run.steps:,}")
     if run.privacy:
         _tell_plan("privacy", run.privacy)
+    for purpose, charge in (federated or run).ledger.items():
+        _tell_ledger(purpose, charge)
     _tell_memory(run.memory)
     tell_example(run.example)
 
@@ -69,6 +71,17 @@ def _tell_plan(who: str, plan: "PlanFacts") -> None:
         f"({plan.sampling} sampling, rate {plan.sample_rate:.3g}), {plan.steps:,} steps, noise "
         f"multiplier {rounded_down(plan.noise_multiplier)}: epsilon {told} at delta "
         f"{plan.delta:g} for the presence of one {plan.unit}, against {against}"
+    )
+
+
+def _tell_ledger(purpose: str, asked: "LedgerFacts") -> None:
+    from fedtune.privacy.told import rounded_down, rounded_up
+
+    budget = f"of {rounded_down(asked.budget)}" if asked.budget is not None else "no budget is set"
+    print(
+        f"ledger ({purpose}): it would allow this, and nothing was charged: epsilon "
+        f"{rounded_up(asked.before)} was spent on these people before, {rounded_up(asked.after)} "
+        f"would be then (delta {asked.delta:g}; {budget})"
     )
 
 

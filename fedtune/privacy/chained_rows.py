@@ -80,11 +80,21 @@ class ChainedRows:
         Raises InputError on damage, before anything is added.
         """
         with self._write() as connection:
-            if found := self._damage(connection):
-                raise _damaged(self.path, found)
-            yield Addition(self, connection)
+            yield self._addition(connection)
         with self._write() as connection:  # nobody signs a number that another has just overtaken
             self._write_head(connection)
+
+    @contextmanager
+    def trying(self) -> Iterator["Addition"]:
+        """The same as `adding`, but when the block has ended nothing of it is kept."""
+        with self._write() as connection:
+            yield self._addition(connection)
+            connection.execute("ROLLBACK")
+
+    def _addition(self, connection: sqlite3.Connection) -> "Addition":
+        if found := self._damage(connection):
+            raise _damaged(self.path, found)
+        return Addition(self, connection)
 
     def rows(self) -> list[Row]:
         """All rows, as they are. Raises InputError when the file can't be read."""
@@ -163,7 +173,8 @@ class ChainedRows:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-                connection.execute("COMMIT")
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -189,7 +200,7 @@ class ChainedRows:
 
 @dataclass(frozen=True)
 class Addition:
-    """What may be done inside `ChainedRows.adding`."""
+    """What may be done inside `ChainedRows.adding` and `trying`."""
 
     file: ChainedRows
     connection: sqlite3.Connection

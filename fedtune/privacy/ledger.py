@@ -146,19 +146,27 @@ class Ledger:
         before it. `position` is where the run then begins; all is kept or nothing, as in `move`.
         """
         with self.file.adding() as file:
-            rows = file.rows()
-            if position:
-                _add_position(position, rows, file)
-            budget, charges = _budget(rows), _charges(rows)
-            earlier = [
-                (row.body["run"], met)
-                for row, met in zip(charges, _met(charges, file), strict=True)
-            ]
-            made = []
-            for request in requests:
-                charge = self._add(request, budget, earlier, file)
-                made.append(charge)
-                earlier.append((request.run, _asked(request)))
+            return self._add_all(requests, position, file)
+
+    def ask(self, requests: Sequence[Request], position: Position | None = None) -> list[Charge]:
+        """What `charge` would give, or raise; nothing is charged."""
+        with self.file.trying() as file:
+            return self._add_all(requests, position, file)
+
+    def _add_all(
+        self, requests: Sequence[Request], position: Position | None, file: Addition
+    ) -> list[Charge]:
+        rows = file.rows()
+        if position:
+            _add_position(position, rows, file)
+        budget, charges = _budget(rows), _charges(rows)
+        met_before = zip(charges, _met(charges, file), strict=True)
+        earlier = [(row.body["run"], met) for row, met in met_before]
+        made = []
+        for request in requests:
+            charge = self._add(request, budget, earlier, file)
+            made.append(charge)
+            earlier.append((request.run, _asked(request)))
         return made
 
     def _add(

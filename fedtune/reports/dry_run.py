@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedtune.models.adapters import attach_adapter
 from fedtune.models.context import check_context
 from fedtune.models.outline import load_outline
 from fedtune.privacy.accounting import figures
+from fedtune.privacy.ledger import Charge
 from fedtune.privacy.plan import ExecutionPlan
 from fedtune.reports.memory import MemoryEstimate, estimate_memory
 from fedtune.tasks import build_task
@@ -22,7 +23,9 @@ from fedtune.tasks.encoding import EncodedSet, encode_examples
 from fedtune.tasks.packing import check_window
 from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
-from fedtune.training.central import check_progress
+from fedtune.training.central import check_progress, party_of
+from fedtune.training.charging import ask_ledger
+from fedtune.training.checkpoints import CheckpointFolder, run_hash
 from fedtune.training.loggers import check_loggers
 from fedtune.training.prepare import base_dtype
 from fedtune.training.private import check_one_place, check_private, private_steps
@@ -67,8 +70,24 @@ class PlanFacts:
 
 
 @dataclass(frozen=True)
+class LedgerFacts:
+    """What the most exposed of a party's people have spent, before the run and after, by ledger.
+
+    `budget` is the most that they may; None where none is set.
+    """
+
+    before: float
+    after: float
+    delta: float
+    budget: float | None
+
+
+@dataclass(frozen=True)
 class DryRun:
-    """The facts on a run. `steps` are optimizer steps on all training data at one place."""
+    """The facts on a run. `steps` are optimizer steps on all training data at one place.
+
+    `ledger` has what would be charged for each purpose; empty where there is no ledger yet.
+    """
 
     settings_hash: str
     model: str
@@ -83,6 +102,7 @@ class DryRun:
     memory: MemoryEstimate
     example: ShownExample
     privacy: PlanFacts | None = None
+    ledger: Mapping[str, LedgerFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,26 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> DryRun:
         check_local_start(out, config)
         check_progress(out, config, found.splits.facts)
     private = private_steps(config, found.splits.train)
-    return replace(facts(found), privacy=plan_facts(private.plan) if private else None)
+    if private is None:
+        return facts(found)
+    checkpoints = CheckpointFolder(out / "checkpoints", run_hash(config, found.splits.facts))
+    to_come = private.plan.steps - checkpoints.latest_step
+    party = party_of(found.splits.train, private)
+    asked = ask_ledger(config, [party], folder=out, run=checkpoints.run_hash, to_come=to_come)
+    return replace(facts(found), privacy=plan_facts(private.plan), ledger=ledger_facts(asked))
+
+
+def ledger_facts(charges: Mapping[str, Charge]) -> dict[str, LedgerFacts]:
+    """Of what would be charged, what the person who answers for the data wants to know."""
+    return {
+        purpose: LedgerFacts(
+            before=charge.before.pld,
+            after=charge.after.pld,
+            delta=charge.delta,
+            budget=charge.budget.epsilon if charge.budget else None,
+        )
+        for purpose, charge in charges.items()
+    }
 
 
 def plan_facts(plan: ExecutionPlan) -> PlanFacts:

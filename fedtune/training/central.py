@@ -9,6 +9,7 @@ from typing import Any
 
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
+from fedtune.data.examples import ExampleSet
 from fedtune.data.load import DataFacts
 from fedtune.models.adapters import save_adapter, without_adapter
 from fedtune.privacy.done import Done
@@ -96,10 +97,15 @@ def _claim(prepared: Prepared, out: Path, *, resume: bool) -> None:
     processes.wait_for_all()
 
 
+def party_of(rows: ExampleSet, private: PrivateSteps) -> Party:
+    """Whose rows a central run charges, and for what purpose."""
+    return Party("train", rows, private)
+
+
 def _charge(
     prepared: Prepared, private: PrivateSteps, checkpoints: CheckpointFolder, out: Path
 ) -> Paid:
-    party = Party("train", prepared.splits.train, private)
+    party = party_of(prepared.splits.train, private)
     done = checkpoints.latest_step
     return charge_run(
         prepared.config,

@@ -19,7 +19,7 @@ from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Figures
 from fedtune.privacy.fingerprints import People, fingerprints
-from fedtune.privacy.ledger import Budget, Charge, Ledger, Request, ledger_path
+from fedtune.privacy.ledger import Budget, Charge, Ledger, Request, is_ledger, ledger_path
 from fedtune.privacy.positions import Position, next_position
 
 CHARGED = "charged.json"
@@ -106,25 +106,68 @@ def charge_run(
     or the ledger is damaged.
     """
     ledger = Ledger.open(ledger_path(config.privacy.ledger))
+    due = _due(config, parties, ledger, folder / CHARGED, run, to_come)
+    entries, requests = due.entries, due.requests
+    # also of none: what the ledger said to be known is checked
+    charges = ledger.charge(requests, due.start if requests else None)
+    if charges:
+        entries = [entry for entry in entries if _place_of(entry) in due.known]
+        entries += map(_entry, requests, charges)
+        write_text(folder / CHARGED, json.dumps(entries, indent=2) + "\n")
+    position = due.start if charges or due.last is None else due.last
+    rows = ledger.charges(run)
+    charged = tuple(_charged(party.purpose, entries, rows) for party in parties)
+    return Paid(charged, Course(ledger, position, done))
+
+
+def ask_ledger(
+    config: RunConfig, parties: Sequence[Party], *, folder: Path, run: str, to_come: int
+) -> dict[str, Charge]:
+    """What `charge_run` would charge, by purpose; nothing is charged and no ledger is made.
+
+    Raises InputError, in the same words, where `charge_run` would.
+    """
+    path = ledger_path(config.privacy.ledger)
+    if not is_ledger(path):  # where there is no budget, none is passed
+        return {}
+    ledger = Ledger.open(path)
+    due = _due(config, parties, ledger, folder / CHARGED, run, to_come)
+    charges = ledger.ask(due.requests, due.start if due.requests else None)
+    return {request.purpose: charge for request, charge in zip(due.requests, charges, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What is to be charged, and where the run then starts; `last` is where it was, if anywhere.
+
+    `entries` are those of the run's folder, `known` the places of those that the ledger has.
+    """
+
+    requests: list[Request]
+    start: Position
+    last: Position | None
+    entries: list[dict[str, Any]]
+    known: Container[_Place]
+
+
+def _due(
+    config: RunConfig,
+    parties: Sequence[Party],
+    ledger: Ledger,
+    record: Path,
+    run: str,
+    to_come: int,
+) -> _Due:
     before = ledger.charges(run)
     known = {_place(row) for row in before}
-    entries = _read(folder / CHARGED)
+    entries = _read(record)
     course = entries[-1]["course"] if entries else None
     last = ledger.position(run, course) if _paid_by(parties, before, course) else None
     more = to_come - (last.left if last else 0)
     due = [(party, steps) for party in parties if (steps := _unpaid(party, entries, known, more))]
     start = _start(run, last, to_come)
     requests = [_request(config, party, n, start, ledger.key) for party, n in due]
-    # also of none: what the ledger said to be known is checked
-    charges = ledger.charge(requests, start if requests else None)
-    if charges:
-        entries = [entry for entry in entries if _place_of(entry) in known]
-        entries += map(_entry, requests, charges)
-        write_text(folder / CHARGED, json.dumps(entries, indent=2) + "\n")
-    position = start if charges or last is None else last
-    rows = ledger.charges(run)
-    charged = tuple(_charged(party.purpose, entries, rows) for party in parties)
-    return Paid(charged, Course(ledger, position, done))
+    return _Due(requests, start, last, entries, known)
 
 
 def charged_to_these(config: RunConfig, party: Party, run: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from fedtune_server.checkpoints import load_latest
+from fedtune_server.checkpoints import latest_round, load_latest
 from fedtune_server.rounds import RunPlan, check_fits, check_quorum, sample_silos
 from fedtune_server.rules import rule_of
 
@@ -15,14 +15,23 @@ from fedtune.config.schema import RunConfig
 from fedtune.data.partition import check_partition
 from fedtune.delta_encoding import encoded_size
 from fedtune.privacy.central import SiloLevel
-from fedtune.reports.dry_run import DryRun, PlanFacts, facts, outline, plan_facts
+from fedtune.reports.dry_run import (
+    DryRun,
+    LedgerFacts,
+    PlanFacts,
+    facts,
+    ledger_facts,
+    outline,
+    plan_facts,
+)
 from fedtune.tensors import Spec, TensorSet, payload_size
+from fedtune.training.charging import ask_ledger
 from fedtune.training.checkpoints import run_hash
 from fedtune.training.run_folder import PARTITION, check_folder, check_local_start
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks, silos_of, silos_private_steps
-from fedtune_simulations.simulate import check_available
+from fedtune_simulations.simulate import check_available, parties_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class FederatedDryRun:
     """The facts on a federated run. `silos` maps each to its examples; `steps` are optimizer
     steps of all silos in all rounds; bytes are tensor payloads of the first round and of all
     (at most, where a FedEx-LoRA residual grows; about, where a round's silos are drawn in secret).
-    `privacy` is each silo's plan, of all rounds, or the `coordinator`'s.
+    `privacy` is each silo's plan, of all rounds, or the `coordinator`'s; `ledger` as of a DryRun.
     """
 
     run: DryRun
@@ -42,6 +51,7 @@ class FederatedDryRun:
     bytes_up_a_round: int
     bytes_all_rounds: int
     privacy: Mapping[str, PlanFacts] = field(default_factory=dict)
+    ledger: Mapping[str, LedgerFacts] = field(default_factory=dict)
 
 
 def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedDryRun:
@@ -81,6 +91,9 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
             len(names) * most_residual_bytes(blank.spec, a_round * before)
             for before, names in enumerate(asked)
         )
+    parties = parties_of(config, found.splits.train, chosen, private)
+    to_come = len(rounds) - latest_round(out / "checkpoints")
+    charges = ask_ledger(config, parties, folder=out, run=run, to_come=to_come) if parties else {}
     plans = {name: steps.plan for name, steps in private.items()}
     if isinstance(rule, SiloLevel):
         plans["coordinator"] = rule.plan
@@ -96,6 +109,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
         bytes_up_a_round=sum(up[name] for name in asked[0]),
         bytes_all_rounds=everything,
         privacy={name: plan_facts(plan) for name, plan in plans.items()},
+        ledger=ledger_facts(charges),
     )
 
 

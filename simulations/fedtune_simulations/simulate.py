@@ -17,14 +17,16 @@ from flwr.serverapp import Grid
 from fedtune.aggregation.rule import GlobalState, Rule
 from fedtune.atomic import append_line, write_text
 from fedtune.config.schema import RunConfig
+from fedtune.data.examples import ExampleSet
 from fedtune.data.load import DataFacts
-from fedtune.data.partition import check_partition, save_partition
+from fedtune.data.partition import Partition, check_partition, save_partition
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, save_adapter, write_state
 from fedtune.models.read_json import read_json
 from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
+from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.spending import RELEASED
 from fedtune.tensors import TensorSet
 from fedtune.training.charging import Paid, Party, charge_run
@@ -148,12 +150,28 @@ def _log(config: RunConfig, out: Path, on_round: OnRound | None) -> Iterator[OnR
             logger.close()
 
 
+def parties_of(
+    config: RunConfig,
+    train: ExampleSet,
+    partition: Partition,
+    private: Mapping[str, PrivateSteps],
+) -> list[Party]:
+    """Each silo's rows, and the purpose that they are charged for."""
+    return [
+        Party(
+            f"silo {name}",
+            train.select(partition[name]),
+            steps,
+            steps.plan.steps // config.federation.rounds,
+        )
+        for name, steps in sorted(private.items())
+    ]
+
+
 def _charge(setting: Setting, out: Path) -> Paid | None:
     """Charge each silo's private steps of all rounds, before any is taken; all silos or none."""
-    config, rounds, parties = setting.config, setting.config.federation.rounds, []
-    for name, private in sorted(setting.private.items()):
-        rows = setting.splits.train.select(setting.partition[name])
-        parties.append(Party(f"silo {name}", rows, private, private.plan.steps // rounds))
+    config, rounds = setting.config, setting.config.federation.rounds
+    parties = parties_of(config, setting.splits.train, setting.partition, setting.private)
     if not parties:  # no promise, no ledger
         return None
     done = latest_round(out / "checkpoints")

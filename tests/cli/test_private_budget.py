@@ -221,6 +221,46 @@ def test_one_person_counts_for_each_unit_that_may_be_theirs(
     assert charged(home) == [STEPS]
 
 
+def test_a_dry_run_says_what_the_ledger_would_and_charges_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = files_of(home / "ledger")
+    config = settings_for(home / "again.jsonl", rows_of(range(40)), home / "again")
+    others = settings_for(home / "others.jsonl", rows_of(range(200, 240)), home / "other")
+    said = []
+    for more in (["--dry-run"], []):
+        capsys.readouterr()
+        assert main(["train", config, *more]) == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert "the privacy budget doesn't allow this run (train)" in said[0]
+    assert main(["train", others, "--dry-run", "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)["ledger"]["train"]
+    once = epsilon([event_of(others)], 1e-3, "pld")
+    assert (asked["before"], asked["after"]) == (0, pytest.approx(once))
+    assert asked["budget"] == pytest.approx(1.05 * once)
+    assert main(["train", others, "--dry-run"]) == 0
+    assert "ledger (train): it would allow this, and nothing was charged" in capsys.readouterr().out
+    # what a killed run has left is paid for, and what a finished one takes again is not
+    resume = ["train", str(home / "run.yaml"), f"output.dir={home / 'run'}", "--resume"]
+    assert main([*resume, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ledger"] == {}
+    assert files_of(home / "ledger") == before
+    assert main(["train", others]) == 0
+    shutil.rmtree(home / "other" / "checkpoints")
+    before = files_of(home / "ledger")
+    assert main(["train", others, "--resume", "--dry-run"]) == 2
+    assert "the privacy budget doesn't allow this run" in capsys.readouterr().err
+    assert files_of(home / "ledger") == before
+
+
+def test_a_dry_run_makes_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    in_force(tmp_path, monkeypatch)
+    config = settings_for(tmp_path / "rows.jsonl", rows_of(range(40)), tmp_path / "run")
+    assert main(["train", config, "--dry-run"]) == 0
+    assert not (tmp_path / "ledger").exists()
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_settings_can_not_lead_past_the_ledger_of_the_machine(
     home: Path, more: list[str], capsys: pytest.CaptureFixture[str]

@@ -49,10 +49,11 @@ def test_a_refused_run_can_not_go_on_as_if_it_had_begun(
     spent = told(first)["second_accountant"]["epsilon"]  # type: ignore[index]
     assert main(["budget", "set", "--epsilon", str(1.1 * spent), "--delta", "0.001"]) == 0
     capsys.readouterr()
-    for _ in range(2):
-        assert run(second) == 2
-        assert "the privacy budget doesn't allow this run" in capsys.readouterr().err
+    for more in (["--dry-run"], [], []):
+        assert run(second, *more) == 2
+        assert "the privacy budget doesn't allow this run (silo silo-0)" in capsys.readouterr().err
         assert not second.exists()
+    assert charged() == of_each(2)
     assert run(second, "--resume") == 2
     assert "no run to resume" in capsys.readouterr().err
 
