@@ -12,7 +12,7 @@ from fedtune.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
     from fedtune.privacy.chained_rows import Damage
-    from fedtune.privacy.exposure import Unit
+    from fedtune.privacy.joining import Unit
     from fedtune.privacy.ledger import Budget, Ledger, Spent
 
 app = typer.Typer(help="This silo's privacy budget and its ledger.", no_args_is_help=True)

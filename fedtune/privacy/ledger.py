@@ -16,8 +16,9 @@ from typing import Any
 from fedtune.errors import InputError
 from fedtune.privacy.chained_rows import Addition, ChainedRows, Damage, Row
 from fedtune.privacy.events import GaussianEvent
-from fedtune.privacy.exposure import Exposure, Figures, Met, Unit, exposures, figures_of, meet
+from fedtune.privacy.exposure import Exposure, Figures, exposures, figures_of
 from fedtune.privacy.fingerprints import People
+from fedtune.privacy.joining import Met, Unit, meet
 from fedtune.privacy.positions import Position, body_of, check_follows, latest_position
 from fedtune.privacy.told import rounded_down, rounded_up
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from fedtune.errors import InputError
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
-from fedtune.privacy.exposure import Met, exposures, of_group
+from fedtune.privacy.exposure import exposures, of_group
 from fedtune.privacy.fingerprints import People
+from fedtune.privacy.joining import Met
 from fedtune.privacy.ledger import Ledger, Request, check_ledger, ledger_path
 from fedtune.privacy.told import rounded_down, rounded_up
 
