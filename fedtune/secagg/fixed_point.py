@@ -1,0 +1,90 @@
+"""Real numbers as integers whose sum can't wrap, several to a 64-bit word.
+
+A number within [-bound, bound] becomes one of `levels` integers from 0 on; three of them are digits
+of one word in base 2,642,245, the largest whose cube fits 64 bits. `levels` is chosen from the
+number of silos so that no digit of a sum reaches the base: words are then added modulo 2^64, masks
+and all, without a carry from digit to digit, at 8/3 bytes a number.
+
+Rounding is stochastic, from a stream of the system's randomness: an encoded number's mean is the
+number itself, its error below one step, 2 * bound / (levels - 1), and of variance at most a quarter
+of the step's square. The mean of n silos so errs by at most one step, and by step / (2 sqrt(n)) in
+the root mean square.
+"""
+
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from fedtune.secagg.masks import WORD
+
+BASE = 2_642_245
+DIGITS = 3
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """The encoding of `count` numbers of which at most `silos` vectors are added.
+
+    Raises ValueError where no encoding is left: more silos than digits have values.
+    """
+
+    count: int
+    silos: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 1 <= self.silos < BASE:
+            raise ValueError(f"{self.count} numbers of {self.silos} silos can't be added")
+
+    @property
+    def levels(self) -> int:
+        """Values of one silo's digit: the sum of `silos` of them is below the base."""
+        return (BASE - 1) // self.silos + 1
+
+    @property
+    def words(self) -> int:
+        """64-bit words of a vector."""
+        return -(-self.count // DIGITS)
+
+    def step(self, bound: float) -> float:
+        """The largest error of one silo's number within `bound`."""
+        return 2.0 * bound / (self.levels - 1)
+
+    def encode(self, values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """Words, uint64 [words], of `values`, float [count], each cut to its bound, float [count].
+
+        Raises ValueError on a value that isn't finite or a bound that isn't positive.
+        """
+        if values.shape != (self.count,) or bounds.shape != (self.count,):
+            raise ValueError(f"want {self.count} numbers and bounds")
+        if not np.isfinite(values).all() or not (bounds > 0).all():
+            raise ValueError("numbers are to be finite, bounds positive")
+        chance = Cipher(AES(secrets.token_bytes(32)), CTR(bytes(16))).encryptor()
+        digits = np.zeros(DIGITS * self.words, WORD)
+        for start in range(0, self.count, _CHUNK):
+            part = slice(start, min(start + _CHUNK, self.count))
+            share = np.divide(values[part], bounds[part], dtype=np.float64).clip(-1.0, 1.0)
+            exact = (share + 1.0) * (0.5 * (self.levels - 1))
+            drawn = np.frombuffer(chance.update(bytes(4 * len(exact))), "<u4") * 2.0**-32
+            # below the next integer by construction, but for floating point at the very top
+            digits[part] = np.floor(exact + drawn).clip(0, self.levels - 1).astype(WORD)
+        low, middle, high = digits.reshape(DIGITS, self.words)
+        return low + BASE * (middle + BASE * high)
+
+    def decode(self, words: np.ndarray, summands: int, bounds: np.ndarray) -> np.ndarray:
+        """The sum of `summands` vectors' numbers, float64 [count].
+
+        Raises ValueError on a digit that no sum of honest vectors has.
+        """
+        if words.shape != (self.words,) or not 1 <= summands <= self.silos:
+            raise ValueError(f"want {self.words} words, a sum of 1 to {self.silos} vectors")
+        rest, low = np.divmod(words, BASE)
+        high, middle = np.divmod(rest, BASE)
+        digits = np.concatenate([low, middle, high])[: self.count]
+        if int(digits.max()) > summands * (self.levels - 1):
+            raise ValueError("the sum is out of range: a silo's vector was")
+        return (digits * (2.0 / (self.levels - 1)) - summands) * bounds
