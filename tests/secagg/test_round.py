@@ -25,7 +25,7 @@ def rounds(draw: st.DrawFn):
     return count, dropouts, colluders, words, when
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(rounds())
 def test_the_sum_is_the_plain_sum_of_the_survivors(drawn):
     count, dropouts, colluders, words, when = drawn
