@@ -28,8 +28,8 @@ from fedtune_client import joining
 from fedtune_client.node_config import NodeConfig, new_config
 from fedtune_server import project as coordinator
 from fedtune_server.project import Project
-from fedtune_server.run_folder import RunFolder
-from fedtune_server.run_start import ENDED, begin, standing
+from fedtune_server.run_folder import ENDED, RunFolder
+from fedtune_server.run_start import begin, standing
 
 from fedtune.config.schema import RunConfig
 from fedtune.data.embedded.clinical import generate_notes

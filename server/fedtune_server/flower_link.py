@@ -4,9 +4,10 @@ Of flwr==1.41.0 this file uses the commands `flower-superlink` and `flower-super
 client of the Control API that its own `flwr` command uses.
 """
 
+import contextlib
 import ssl
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +32,26 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedtune.bundle import bundle, bundle_digest
+from fedtune.errors import RunFailedError
 from fedtune.identity.roster import Member, Roster
 
 OVER = "finished"
 """Flower's word for a run that has ended, however it did."""
 _ANSWER_SECONDS = 2.0
 _UNKNOWN_RUN, _ENDED_RUN = 404, 412
+
+
+class NoAnswerError(RunFailedError):
+    """The SuperLink doesn't answer, or not what it was asked."""
+
+    def __init__(self, address: str, error: Exception) -> None:
+        if isinstance(error, httpx.HTTPStatusError):
+            found = f"answers with the status {error.response.status_code}"
+        elif isinstance(error, httpx.HTTPError | OSError):
+            found = f"doesn't answer ({error})"
+        else:
+            found = f"gives no answer that can be read ({error})"
+        super().__init__(f"the SuperLink at {address} {found}; its log: logs/superlink.log")
 
 
 @dataclass(frozen=True)
@@ -46,13 +61,20 @@ class Link:
     address: str
     certificate: Path
 
-    def _client(self) -> ControlHttpClient:
-        return ControlHttpClient.from_server_address(
-            server_address=self.address,
-            insecure=False,
-            root_certificates=self.certificate.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-        )
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[ControlHttpClient]:
+        """Raises NoAnswerError where what is asked of it inside isn't answered."""
+        try:
+            client = ControlHttpClient.from_server_address(
+                server_address=self.address,
+                insecure=False,
+                root_certificates=self.certificate.read_bytes(),
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            )
+            with contextlib.closing(client):
+                yield client
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            raise NoAnswerError(self.address, error) from None
 
     def answers(self) -> bool:
         """Whether it does so soon; the calls below would wait for half a minute."""
@@ -65,8 +87,7 @@ class Link:
 
     def register(self, roster: Roster) -> None:
         """Make Flower's nodes those of the roster: new silos in, revoked ones and old keys out."""
-        client = self._client()
-        try:
+        with self._client() as client:
             known = {
                 node.public_key: node.node_id
                 for node in client.ListNodes(ListNodesRequest()).nodes_info
@@ -80,56 +101,44 @@ class Link:
             for key, number in known.items():
                 if key not in wanted:
                     client.UnregisterNode(UnregisterNodeRequest(node_id=number))
-        finally:
-            client.close()
 
     def nodes(self) -> dict[str, str]:
         """Flower's word on each node, by its public key in PEM: `online`, `offline` and so on."""
-        client = self._client()
-        try:
+        with self._client() as client:
             given = client.ListNodes(ListNodesRequest()).nodes_info
             return {node.public_key.decode(): node.status for node in given}
-        finally:
-            client.close()
 
     def start_run(self, run: str) -> int:
         """Have Flower start the ServerApp for the run's folder; give Flower's number of it."""
-        client = self._client()
-        try:
+        with self._client() as client:
             fab = Fab(bundle_digest(), bundle(), {})
             asked = StartRunRequest(
                 fab=fab_to_proto(fab), override_config=user_config_to_proto({"fedtune-run": run})
             )
             return int(client.StartRun(asked).run_id)
-        finally:
-            client.close()
 
     def stop_run(self, number: int) -> bool:
         """Have Flower stop a run; whether there was one at work."""
-        client = self._client()
-        try:
-            return bool(client.StopRun(StopRunRequest(run_id=number)).success)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code not in (_UNKNOWN_RUN, _ENDED_RUN):
-                raise
-            return False
-        finally:
-            client.close()
+        with self._client() as client:
+            try:
+                return bool(client.StopRun(StopRunRequest(run_id=number)).success)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code not in (_UNKNOWN_RUN, _ENDED_RUN):
+                    raise
+                return False
 
     def run_status(self, number: int) -> tuple[str, str]:
         """Flower's word on a run: its status and, at the end, how it ended. A run that it doesn't
         know, as after its state was lost, has ended.
         """
-        client = self._client()
-        try:
-            status = client.ListRuns(ListRunsRequest(run_id=number)).run_dict[number].status
-            return str(status.status), f"{status.sub_status} {status.details}".strip()
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != _UNKNOWN_RUN:
-                raise
-            return OVER, "the SuperLink doesn't know of it"
-        finally:
-            client.close()
+        with self._client() as client:
+            try:
+                status = client.ListRuns(ListRunsRequest(run_id=number)).run_dict[number].status
+                return str(status.status), f"{status.sub_status} {status.details}".strip()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != _UNKNOWN_RUN:
+                    raise
+                return OVER, "the SuperLink doesn't know of it"
 
 
 def pem_of(member: Member) -> bytes:

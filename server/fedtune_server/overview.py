@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedtune.config.load import load_config
 from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.identity.roster import Member
-from fedtune_server.flower_link import Link, pem_of
+from fedtune_server.flower_link import Link, NoAnswerError, pem_of
 from fedtune_server.project import Project
-from fedtune_server.run_start import ENDED, died
+from fedtune_server.run_folder import ENDED
+from fedtune_server.run_start import died
 
 State = Literal["waiting", "starting", "running", "finished", "failed", "stopped", "unreadable"]
 _LOG_TAIL_BYTES = 2**18
@@ -29,7 +29,6 @@ _REFUSED = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ WARNING fedtune_server\.door: refused: "
     r"silo (\S+) at (\S+): (.*)"
 )
-_SILENT = (httpx.HTTPError, OSError, ValueError)  # no answer, or none that can be read
 _Read = TypeVar("_Read")
 _log = logging.getLogger(__name__)
 
@@ -181,7 +180,7 @@ def _asked(link: Link | None) -> dict[str, str] | None:
     """Flower's word on each node; None where it gives none."""
     try:
         return link.nodes() if link is not None and link.answers() else None
-    except _SILENT as error:
+    except NoAnswerError as error:
         _log.info("the SuperLink doesn't tell of its nodes: %s", error)
         return None
 
@@ -199,7 +198,7 @@ def _now(file: Path, link: Link | None) -> Status:
         return status
     try:
         reason = died(link, status.flower_run)
-    except (*_SILENT, KeyError):
+    except NoAnswerError:
         return status
     again = _status(file)  # it may have ended well in the meantime
     if reason is None or again != status:

@@ -1,24 +1,25 @@
 """Runs from the operator's side: begun, looked at, stopped, gone on with."""
 
+import contextlib
 import datetime
 import json
 import logging
 import re
 from typing import Any
 
-import httpx
 import psutil
 
 from fedtune.config.load import load_config, save_config
 from fedtune.config.schema import RunConfig
-from fedtune.errors import InputError, RunFailedError
+from fedtune.errors import InputError, NotWrittenError, RunFailedError
 from fedtune.serving.line import SMALLEST_REPLY_BYTES
-from fedtune_server.flower_link import OVER, Link, pem_of
+from fedtune_server.flower_link import OVER, Link, NoAnswerError, pem_of
 from fedtune_server.project import Project
-from fedtune_server.run_folder import RunFolder
+from fedtune_server.run_folder import ENDED, RunFolder
 
-ENDED = ("finished", "failed", "stopped")
 _log = logging.getLogger(__name__)
+_ANEW = {"flower_run": None, "reason": "", "given_up": None, "process": None}
+"""What is told of a run that is begun: from then on no earlier process may write in the folder."""
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -39,14 +40,22 @@ def take_up(project: Project, link: Link) -> None:
     """Go on with the runs that were at work when the coordinator ended, after their last round.
 
     Flower keeps such a run as running, with nobody at work on it: it is stopped there, and a new
-    one started on the same folder.
+    one started on the same folder. One with which that can't be done has failed.
     """
     for run in _runs(project):
         told = run.status()
-        if told and told.get("state") not in ENDED:
+        if not told or told.get("state") in ENDED:
+            continue
+        try:
             if told.get("flower_run") is not None:
                 link.stop_run(int(told["flower_run"]))
-            _start(run, link)
+            if run.tell("waiting", **_ANEW):
+                _start(run, link)
+        except Exception as error:  # whatever it is, it is no other run's
+            _log.exception("run %s: could not be taken up", run.name)
+            with contextlib.suppress(NotWrittenError):
+                run.tell("failed", reason=f"could not be taken up: {error}")
+        else:
             _log.info("run %s: taken up after round %d", run.name, told.get("round", 0))
 
 
@@ -68,7 +77,7 @@ def begin(project: Project, config: RunConfig, name: str | None) -> RunFolder:
     if run.path.exists():
         raise InputError("is a run already", where=run.path, mend="give it another name")
     save_config(config, run.path / "config.yaml")
-    run.tell("waiting", round=0, rounds=config.federation.rounds)
+    run.tell("waiting", round=0, rounds=config.federation.rounds, **_ANEW)
     _start_or_fail(run, link)
     return run
 
@@ -76,10 +85,11 @@ def begin(project: Project, config: RunConfig, name: str | None) -> RunFolder:
 def go_on(project: Project, name: str) -> RunFolder:
     """Have a run that ended started again, from its last finished round."""
     run = _found(project, name)
-    told = run.status()
-    if told.get("state") not in ("failed", "stopped"):
-        raise InputError(f"is {told.get('state')}", where=run.path, expected="a run that failed")
-    _start_or_fail(run, link_of(project))
+    link = link_of(project)
+    if not run.tell("waiting", after=("failed", "stopped"), **_ANEW):
+        state = run.status().get("state")
+        raise InputError(f"is {state}", where=run.path, expected="a run that failed")
+    _start_or_fail(run, link)
     return run
 
 
@@ -87,9 +97,8 @@ def stop_run(project: Project, name: str) -> None:
     """Stop a run. Raises InputError if it ended already."""
     run, link = _found(project, name), link_of(project)
     told = run.status()
-    if told.get("state") in ENDED:
-        raise InputError(f"is {told['state']} already", where=run.path)
-    run.tell("stopped", reason="by the operator", flower_run=None)
+    if not run.tell("stopped", reason="by the operator", flower_run=None):
+        raise InputError(f"is {run.status().get('state')} already", where=run.path)
     if told.get("flower_run") is not None:
         link.stop_run(int(told["flower_run"]))
 
@@ -130,16 +139,17 @@ def _start_or_fail(run: RunFolder, link: Link) -> None:
     """As `_start`; a run that Flower didn't take has failed, and waits for nobody."""
     try:
         _start(run, link)
-    except httpx.HTTPError as error:
+    except NoAnswerError as error:
         reason = f"the SuperLink did not take it: {error}"
         run.tell("failed", reason=reason)
         raise RunFailedError(f"run {run.name}: {reason}") from None
 
 
 def _start(run: RunFolder, link: Link) -> None:
-    """Have Flower start the run's process. From here on no earlier one may write in the folder."""
-    run.tell("waiting", flower_run=None, reason="", given_up=None, process=None)
-    run.tell("waiting", flower_run=link.start_run(run.name))
+    """Have Flower start the run's process, unless the operator stops the run meanwhile."""
+    number = link.start_run(run.name)
+    if not run.tell("waiting", flower_run=number):
+        link.stop_run(number)
 
 
 def standing(project: Project) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from fedtune.serving.line import PIECES
 from fedtune.serving.local import HOST
 from fedtune.serving.served import Served
 from fedtune_server.door import Door, outer_tls
-from fedtune_server.flower_link import Link, superexec_command, superlink_command
+from fedtune_server.flower_link import Link, NoAnswerError, superexec_command, superlink_command
 from fedtune_server.health import Calls, Coordinator, monitoring
 from fedtune_server.project import SERVER_FOLDER, SERVER_PROCESS, Project
 from fedtune_server.run_start import largest_reply, take_up, watch
@@ -101,8 +101,7 @@ def start(project: Project, stop: threading.Event) -> None:
                 child.check()
             door.largest_reply = largest_reply(project)
             _watch(project, link)
-            if roster().version != registered:
-                link.register(roster())
+            if roster().version != registered and _registered(link, roster()):
                 registered = roster().version
                 _log.info("roster version %d", registered)
             stop.wait(_CHECK_SECONDS)
@@ -149,8 +148,17 @@ def _begin(child: Kept, url: str, certificate: Path, stop: threading.Event) -> N
 def _watch(project: Project, link: Link) -> None:
     try:
         watch(project, link)
-    except (httpx.HTTPError, FedtuneError) as error:  # of the SuperLink or the disk: both may mend
+    except FedtuneError as error:  # of the SuperLink or the disk: both may mend
         _log.warning("runs can't be looked at: %s", error)
+
+
+def _registered(link: Link, roster: Roster) -> bool:
+    try:
+        link.register(roster)
+    except NoAnswerError as error:  # it is asked again
+        _log.warning("the roster can't be handed to Flower: %s", error)
+        return False
+    return True
 
 
 def _serve(served: Served, port: int, setting: str) -> None:

@@ -270,13 +270,10 @@ def test_no_code_of_a_bundle_runs_in_a_silo(federation: Federation, tmp_path: Pa
     digest = hashlib.sha256(content.getvalue()).hexdigest()
     assert digest != bundle_digest()
     link: Link = link_of(open_project(federation.server))
-    control = link._client()
-    try:
+    with link._client() as control:
         fab = fab_to_proto(Fab(digest, content.getvalue(), {}))
         asked = StartRunRequest(fab=fab, override_config=user_config_to_proto({}))
         assert control.StartRun(asked).run_id
-    finally:
-        control.close()
     until(lambda: Path(told).exists() and Path(told).read_text(), "the hostile run's end")
     assert Path(told).read_text().count("nothing of it ran") == len(SILOS)
     assert not Path(mark).exists()

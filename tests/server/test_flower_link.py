@@ -1,18 +1,22 @@
 """Flower's SuperLink as the coordinator speaks to it: a real one, on loopback."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from aiohttp import web
 from fedtune_server.flower_link import OVER, Link, superlink_command
 from fedtune_server.project import Project
-from fedtune_server.run_start import begin, died, take_up
+from fedtune_server.run_start import begin, died, go_on, take_up
+from flwr.proto.control_pb2 import StartRunResponse
 
 from fedtune import telemetry
+from fedtune.cli.main import main
 from fedtune.config.schema import RunConfig
 from fedtune.errors import RunFailedError
-from fedtune.identity.loopback import new_loopback
+from fedtune.identity.loopback import loopback_context, new_loopback
 from fedtune.serving.kept import Kept
+from fedtune.serving.served import Served
 from tests.e2e.conftest import free_ports, until
 from tests.server.conftest import Runs, report
 
@@ -58,6 +62,86 @@ def test_runs_that_flower_lost_or_ended_unseen_are_taken_up(
         told = run.status()
         assert told["state"] == "waiting"
         assert died(link, told["flower_run"]) is None
+
+
+@pytest.fixture
+def ailing(project: Project) -> Iterator[Callable[[web.Response], Link]]:
+    """A SuperLink, for commands too, that gives this answer to everything but the start of runs."""
+    place = project.folder / "superlink"
+    certificate, key = new_loopback(place)
+    answer: list[web.Response] = []
+
+    async def take(request: web.Request) -> web.Response:
+        if request.path.endswith("start-run"):
+            return web.Response(body=StartRunResponse(run_id=21).SerializeToString())
+        return web.Response(status=answer[0].status, body=answer[0].body)
+
+    behind = web.Application()
+    behind.router.add_post("/{path:.*}", take)
+    served = Served(behind, "127.0.0.1", 0, loopback_context(certificate, key))
+    address = f"127.0.0.1:{served.start()}"
+    (project.folder / "running.json").write_text(json.dumps({"superlink": address}))
+
+    def answering(given: web.Response) -> Link:
+        answer[:] = [given]
+        return Link(address, certificate)
+
+    yield answering
+    served.stop()
+
+
+BROKEN = web.Response(status=500), web.Response(body=b"\xff\xff")
+
+
+@pytest.mark.parametrize("answer", BROKEN)
+def test_a_run_that_can_not_be_taken_up_has_failed_and_the_others_go_on(
+    ailing: Callable[[web.Response], Link],
+    project: Project,
+    runs: Runs,
+    answer: web.Response,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lost = runs.run("a-lost", "running", [report(1)], flower_run=7)
+    odd = runs.run("b-odd", "running", [report(1)], flower_run="seven")
+    (runs.run("c-damaged", "running", []).path / "status.json").write_text("[1]")
+    well = runs.run("d-well", "waiting", [report(1)], flower_run=None)
+    take_up(project, ailing(answer))
+    for run in (lost, odd):
+        assert run.status()["state"] == "failed"
+        assert run.status()["reason"].startswith("could not be taken up: ")
+    told = well.status()
+    assert (told["state"], told["flower_run"], told["reason"]) == ("waiting", 21, "")
+    assert "run a-lost: could not be taken up" in caplog.text
+    assert go_on(project, "a-lost").status()["state"] == "waiting"
+
+
+@pytest.mark.parametrize("answer", BROKEN)
+@pytest.mark.parametrize("command", [["status"], ["stop", "first"]])
+def test_a_superlink_that_gives_no_answer_is_one_message(
+    ailing: Callable[[web.Response], Link],
+    project: Project,
+    runs: Runs,
+    answer: web.Response,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs.run("first", "running", [report(1)], flower_run=7)
+    ailing(answer)
+    assert main(["server", command[0], str(project.folder), *command[1:]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the SuperLink at 127.0.0.1:" in line
+    assert "logs/superlink.log" in line
+
+
+def test_a_superlink_that_is_not_there_is_one_message(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new_loopback(project.folder / "superlink")
+    nobody, _ = free_ports()
+    (project.folder / "running.json").write_text(json.dumps({"superlink": f"127.0.0.1:{nobody}"}))
+    assert main(["server", "status", str(project.folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "doesn't answer" in line
 
 
 def test_a_run_that_flower_does_not_take_has_failed(project: Project) -> None:
