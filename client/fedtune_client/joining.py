@@ -4,19 +4,21 @@ node.yaml        what the hospital sets: data, base models, policy
 keys/            identity.pem, tls.pem, flower.pem; mode 0600, never sent
 keys.new/        after `renew`, until the coordinator's answer
 request.json     what to send to the coordinator
+request.number   of the last request, which the next one's is higher than
 admission.json   what came back
 roster.json      the newest roster that was seen
 runs/  logs/
 """
 
 import shutil
+import time
 from pathlib import Path
 
 from fedtune.atomic import writable, write_text
 from fedtune.config.load import save_config
 from fedtune.errors import InputError
 from fedtune.identity import enrolment, roster
-from fedtune.identity.keys import fingerprint, load_keys, new_keys, public_bytes
+from fedtune.identity.keys import NodeKeys, fingerprint, load_keys, new_keys, public_bytes
 from fedtune_client.node_config import NODE_FILE, NodeConfig, load_node
 
 ROSTER_FILE = "roster.json"
@@ -34,7 +36,7 @@ def init(folder: Path, config: NodeConfig) -> str:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)  # also one that was there
     keys = new_keys(folder / "keys")
-    write_text(folder / "request.json", enrolment.new_request(config.silo, keys))
+    _write_request(folder, config.silo, keys)
     save_config(config, folder / NODE_FILE)
     return fingerprint(public_bytes(keys.identity))
 
@@ -52,7 +54,21 @@ def renew(folder: Path) -> None:
             mend=f"send {folder / 'request.json'} to the coordinator; or remove them, and again",
         )
     keys = new_keys(fresh, load_keys(folder / "keys").identity)
-    write_text(folder / "request.json", enrolment.new_request(config.silo, keys))
+    _write_request(folder, config.silo, keys)
+
+
+def _write_request(folder: Path, silo: str, keys: NodeKeys) -> None:
+    """A new request. Its number is the time or, by a clock that goes back, one more than the last:
+    so it is higher too in a folder that comes from a backup.
+    """
+    file = folder / "request.number"
+    try:
+        last = int(file.read_text())
+    except (OSError, ValueError):
+        last = 0
+    number = max(int(time.time()), last + 1)
+    write_text(file, f"{number}\n")
+    write_text(folder / "request.json", enrolment.new_request(silo, keys, number))
 
 
 def join(folder: Path, admission: Path) -> roster.Roster:

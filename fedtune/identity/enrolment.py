@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fedtune.config.section import Section
 from fedtune.identity.certificates import client_certificate, key_digest, signing_request
 from fedtune.identity.keys import NodeKeys, public_bytes, same_fingerprint, ssh_public
-from fedtune.identity.roster import Hex32, Member, Roster, SiloName, verify
+from fedtune.identity.roster import Hex32, Member, RequestNumber, Roster, SiloName, verify
 from fedtune.identity.signed import contents, seal, unseal
 
 _REQUEST, _ADMISSION = "enrolment request", "admission"
@@ -30,6 +30,7 @@ class Request(Section):
     identity: Hex32
     flower_key: Annotated[str, Field(max_length=1000)]
     tls_request: _Text
+    number: RequestNumber = 0
 
 
 class Admission(Section):
@@ -46,8 +47,11 @@ class Admission(Section):
     roster: str
 
 
-def new_request(silo: str, keys: NodeKeys) -> str:
-    """A silo's request as signed text. Raises ValueError on a name that can't be used."""
+def new_request(silo: str, keys: NodeKeys, number: int) -> str:
+    """A silo's request as signed text; `number` is higher than that of its request before.
+
+    Raises ValueError on a name that can't be used.
+    """
     try:
         TypeAdapter(SiloName).validate_python(silo)
     except ValidationError:
@@ -57,6 +61,7 @@ def new_request(silo: str, keys: NodeKeys) -> str:
         identity=public_bytes(keys.identity).hex(),
         flower_key=ssh_public(keys.flower),
         tls_request=signing_request(keys.tls, silo).public_bytes(Encoding.PEM).decode(),
+        number=number,
     )
     return seal(_REQUEST, asked.model_dump_json(), keys.identity)
 
@@ -96,6 +101,7 @@ def admit(
         identity=asked.identity,
         tls_key=key_digest(certificate),
         flower_key=asked.flower_key,
+        request=asked.number,
     )
     return roster.with_member(member), certificate
 

@@ -22,6 +22,8 @@ _KIND = "roster"
 SiloName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """Letters, digits and `._-`: it becomes a certificate's name, a file's and a line in logs."""
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RequestNumber = Annotated[int, Field(ge=0, lt=2**53)]
+"""A node gives each of its requests a higher one. 0: from before they had numbers."""
 
 
 def _tuple(value: Any) -> Any:
@@ -36,6 +38,11 @@ class Member(Section):
     tls_key: Hex32 = Field(description="SHA-256 of the public key of its client certificate.")
     flower_key: str = Field(max_length=1000, description="Public key that Flower knows it by.")
     revoked: bool = False
+    request: RequestNumber = Field(0, description="The newest request of it that was accepted.")
+
+    def same_keys(self, other: "Member") -> bool:
+        """Whether these are the keys of `other`."""
+        return (self.tls_key, self.flower_key) == (other.tls_key, other.flower_key)
 
 
 class Roster(Section):
@@ -67,8 +74,8 @@ class Roster(Section):
     def with_member(self, new: Member) -> "Roster":
         """The next version, with `new`, which may be a silo's own request for other keys.
 
-        Raises ValueError where the name is another identity's, revoked or not, and where a key is
-        another silo's.
+        Raises ValueError where the name is another identity's, revoked or not, where a key is
+        another silo's, and where an older request than was accepted before asks for other keys.
         """
         known = next((m for m in self.members if m.silo == new.silo), None)
         if known is not None and known.identity != new.identity:
@@ -77,6 +84,15 @@ class Roster(Section):
             raise ValueError(
                 f"`{new.silo}` is revoked; it joins again with new keys and a new name"
             )
+        if known is not None and not known.same_keys(new) and new.request <= known.request:
+            raise ValueError(
+                f"its keys are not the roster's, and the request (number {new.request}) is no "
+                f"newer than the last that was accepted (number {known.request}): it may be an "
+                "old file, with keys that the silo has given up; ask the silo for its newest "
+                "request.json, or to make one by `fedtune client renew`"
+            )
+        if known is not None:
+            new = new.model_copy(update={"request": max(new.request, known.request)})
         return self._next([*(m for m in self.members if m.silo != new.silo), new])
 
     def without(self, silo: str) -> "Roster":

@@ -78,6 +78,25 @@ def test_a_node_goes_on_with_its_old_keys_until_the_answer_to_its_new_ones(trial
     assert admission_of(trial.node)
 
 
+def test_a_request_from_before_a_renewal_is_refused_and_changes_nothing(
+    trial: Trial, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, request = trial.node / "old.json", trial.node / "request.json"
+    request.rename(old)
+    monkeypatch.setattr("time.time", lambda: 0.0)  # a clock that was set back
+    trial.fedtune("client", "renew", trial.node)
+    trial.enroll()
+    trial.join()
+    before = (trial.server / "roster.json").read_bytes()
+    told = "--fingerprint", trial.identity
+    assert main(["server", "enroll", str(trial.server), str(old), *told]) == 2
+    err = capsys.readouterr().err
+    assert "it may be an old file" in err
+    assert "`fedtune client renew`" in err
+    assert (trial.server / "roster.json").read_bytes() == before
+    assert trial.in_the_roster()
+
+
 def test_keys_that_wait_are_not_made_anew_unasked(
     trial: Trial, capsys: pytest.CaptureFixture[str]
 ) -> None:

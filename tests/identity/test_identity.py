@@ -37,7 +37,7 @@ EMPTY = roster.Roster(federation="trial", version=1, members=())
 
 def node(silo: str = "north") -> tuple[NodeKeys, str]:
     keys = NodeKeys(new_identity(), new_tls_key(), new_flower_key())
-    return keys, enrolment.new_request(silo, keys)
+    return keys, enrolment.new_request(silo, keys, 1)
 
 
 def admitted(text: str, before: roster.Roster = EMPTY) -> tuple[str, roster.Roster]:
@@ -202,10 +202,50 @@ def test_a_revoked_silo_is_out_and_an_old_roster_does_not_bring_it_back():
         roster.verify(roster.sign(after, CONSORTIUM), consortium, at_least=3)
 
 
+def renewed_request(keys: NodeKeys, number: int) -> str:
+    fresh = NodeKeys(keys.identity, new_tls_key(), new_flower_key())
+    return enrolment.new_request("north", fresh, number)
+
+
+def test_an_older_request_does_not_bring_old_keys_back():
+    keys, first = node()
+    _, after = admitted(first)
+    newest = renewed_request(keys, 3)
+    _, renewed = admitted(newest, after)
+    for old in (first, renewed_request(keys, 2), renewed_request(keys, 3)):
+        with pytest.raises(ValueError, match=r"no newer than the last .*number 3.*newest request"):
+            admitted(old, renewed)
+    _, again = admitted(newest, renewed)  # a new certificate for the same keys
+    assert again.members == renewed.members
+    asked = enrolment.read_request(newest).model_copy(update={"number": 0})
+    lower, _ = enrolment.admit(asked, again, AUTHORITY, AUTHORITY_KEY, days=30)
+    assert lower.members[0].request == 3
+    _, last = admitted(renewed_request(keys, 4), lower)
+    assert last.members[0].request == 4
+
+
+def test_what_was_written_before_requests_had_numbers_is_read():
+    keys, request = node()
+    _, after = admitted(request)
+    inside = json.loads(signed.contents("enrolment request", request))
+    del inside["number"]
+    old = signed.seal("enrolment request", json.dumps(inside), keys.identity)
+    assert enrolment.read_request(old).number == 0
+    listed = json.loads(after.model_dump_json())
+    del listed["members"][0]["request"]
+    text = signed.seal("roster", json.dumps(listed), CONSORTIUM)
+    read = roster.verify(text, public_bytes(CONSORTIUM))
+    assert read.members[0].request == 0
+    admitted(old, read)
+    admitted(renewed_request(keys, 1), read)
+    with pytest.raises(ValueError, match="no newer"):
+        admitted(renewed_request(keys, 0), read)
+
+
 def test_new_keys_of_the_same_identity_take_the_place_of_the_old():
     keys, request = node()
     _, after = admitted(request)
-    fresh = enrolment.new_request("north", NodeKeys(keys.identity, new_tls_key(), new_flower_key()))
+    fresh = renewed_request(keys, 2)
     _, renewed = admitted(fresh, after)
     assert len(renewed.members) == 1
     assert renewed.members[0].identity == after.members[0].identity
