@@ -1,14 +1,25 @@
 """An aiohttp application that answers in a thread of its own."""
 
 import asyncio
+import logging
 import ssl
 import threading
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 _STARTING_SECONDS = 30.0
 _ENDING_SECONDS = 15.0
+_log = logging.getLogger(__name__)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Not of what isn't HTTP: whoever may connect would fill the log with tracebacks."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_log.addFilter(_is_ours)
 
 
 @dataclass
@@ -32,7 +43,10 @@ class Served:
         def work() -> None:
             asyncio.set_event_loop(self._loop)
             runner = web.AppRunner(
-                self.application, access_log=None, shutdown_timeout=self.last_answers_seconds
+                self.application,
+                access_log=None,
+                logger=_log,
+                shutdown_timeout=self.last_answers_seconds,
             )
             try:
                 self._loop.run_until_complete(runner.setup())

@@ -34,6 +34,7 @@ from fedtune.identity.certificates import key_digest
 from fedtune.identity.roster import Member, Roster
 from fedtune.serving.line import NODE_HEADER, SMALLEST_REPLY_BYTES
 from fedtune_server.letters import Answer, Letters, reply_in
+from fedtune_server.refusals import Refusals
 from fedtune_server.repeats import Repeats
 
 ALLOWED = frozenset(
@@ -102,6 +103,7 @@ class Door:
     _holders: dict[str, Holder] = field(default_factory=dict, init=False)
     _letters: Letters = field(default_factory=Letters, init=False)
     _repeats: Repeats = field(default_factory=Repeats, init=False)
+    _refusals: Refusals = field(default_factory=lambda: Refusals(_log), init=False)
     _reply_bytes: Counter[str] = field(default_factory=Counter, init=False)
     _session: aiohttp.ClientSession | None = None
 
@@ -117,6 +119,7 @@ class Door:
         timeout = aiohttp.ClientTimeout(total=600)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self._session:
             yield
+        self._refusals.end()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Pass on what this silo may ask; refuse the rest with 403 and a line in the log."""
@@ -124,7 +127,8 @@ class Door:
         if member is None:
             return self._refuse("unknown", "its certificate's key is not in the roster", request)
         if request.method != "POST" or request.raw_path not in ALLOWED:
-            return self._refuse(member.silo, f"may not call {request.raw_path[:80]!r}", request)
+            path = f" {request.raw_path[:80]!r}"
+            return self._refuse(member.silo, "may not call", request, said=path)
         if not _is_key_of(member, request.headers.get("flwr-public-key", "")):
             return self._refuse(member.silo, "came with another node's Flower key", request)
         if "content-encoding" in request.headers:
@@ -212,10 +216,12 @@ class Door:
         holder.heard, holder.line = time.monotonic(), request.transport
         return holder
 
-    def _refuse(self, silo: str, why: str, request: web.Request, status: int = 403) -> web.Response:
-        _log.warning("refused: silo %s at %s: %s", silo, request.remote, why)
+    def _refuse(
+        self, silo: str, why: str, request: web.Request, status: int = 403, said: str = ""
+    ) -> web.Response:
+        self._refusals.tell(silo, request.remote or "?", why, said)
         self.seen(silo, "refused", 0)
-        return web.Response(status=status, text=why)
+        return web.Response(status=status, text=why + said)
 
 
 def outer_tls(certificate: str, key: str, authority: str) -> ssl.SSLContext:

@@ -125,3 +125,13 @@ def test_what_a_silo_may_send_hangs_on_what_it_was_asked_not_on_how_it_connects(
 def test_a_body_larger_than_any_piece_is_not_taken_in(north: Call, came: list[str]) -> None:
     assert north(PULL, bytes(5 * 2**20)).status_code == 413
     assert came == []
+
+
+def test_who_is_turned_away_writes_a_line_a_minute_whatever_it_calls(
+    north: Call, door: tuple[Door, Federation], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(30):
+        assert north(f"/v1/control/{number}", b"").status_code == 403
+        assert north("/v1/fleet/pull messages", b"").status_code == 403
+    (line,) = caplog.messages
+    assert line == "refused: silo north at 127.0.0.1: may not call '/v1/control/0'"
