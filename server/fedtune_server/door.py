@@ -11,6 +11,7 @@ is a copy of the node's folder, or a thief's. SuperLink listens on loopback behi
 import asyncio
 import base64
 import binascii
+import datetime
 import logging
 import ssl
 import time
@@ -52,6 +53,8 @@ ALLOWED = frozenset(
         "confirm-message-received",
     )
 )
+_NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which the module `ssl` has no name."""
 _SILENT_SECONDS = 60.0
 _LARGEST_BODY_BYTES = 4 * 2**20  # a node sends pieces of 1 MiB
 _PULL, _CONFIRM, _PUSH, _PIECE, _LEAVE = (
@@ -123,9 +126,13 @@ class Door:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Pass on what this silo may ask; refuse the rest with 403 and a line in the log."""
-        member = self._silo_of(request)
-        if member is None:
+        certificate = _certificate_of(request)
+        member = self._silo_of(certificate)
+        if certificate is None or member is None:
             return self._refuse("unknown", "its certificate's key is not in the roster", request)
+        why_not_now = _out_of_date(certificate)
+        if why_not_now is not None:
+            return self._refuse(member.silo, why_not_now, request)
         if request.method != "POST" or request.raw_path not in ALLOWED:
             path = f" {request.raw_path[:80]!r}"
             return self._refuse(member.silo, "may not call", request, said=path)
@@ -198,12 +205,8 @@ class Door:
             _log.warning("the SuperLink doesn't answer: %s", error)
             return Answer(503, b"", "text/plain")
 
-    def _silo_of(self, request: web.Request) -> Member | None:
-        tls = request.transport.get_extra_info("ssl_object") if request.transport else None
-        given = tls.getpeercert(binary_form=True) if tls is not None else None
-        if given is None:
-            return None
-        return self.roster().by_tls_key(key_digest(x509.load_der_x509_certificate(given)))
+    def _silo_of(self, certificate: x509.Certificate | None) -> Member | None:
+        return self.roster().by_tls_key(key_digest(certificate)) if certificate else None
 
     def _holder(self, silo: str, request: web.Request) -> Holder | None:
         """The process that speaks for the silo, if this request is of it."""
@@ -225,13 +228,35 @@ class Door:
 
 
 def outer_tls(certificate: str, key: str, authority: str) -> ssl.SSLContext:
-    """TLS 1.2 or later that wants a client certificate of the consortium's authority."""
+    """TLS 1.2 or later that wants a client certificate of the consortium's authority.
+
+    The door itself looks at the certificate's dates, at each call: a handshake that fails for them
+    would tell nobody whose they are.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(authority)
     context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= _NO_CHECK_TIME
     return context
+
+
+def _certificate_of(request: web.Request) -> x509.Certificate | None:
+    tls = request.transport.get_extra_info("ssl_object") if request.transport else None
+    given = tls.getpeercert(binary_form=True) if tls is not None else None
+    return x509.load_der_x509_certificate(given) if given is not None else None
+
+
+def _out_of_date(certificate: x509.Certificate) -> str | None:
+    """Why it is not good today, by this machine's clock."""
+    now = datetime.datetime.now(datetime.UTC)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > last:
+        return f"its certificate has expired ({last:%Y-%m-%d}): enroll its request once more"
+    if now < first:
+        return f"its certificate is good from {first:%Y-%m-%d} on: which clock is wrong?"
+    return None
 
 
 def _is_key_of(member: Member, header: str) -> bool:

@@ -1,6 +1,7 @@
 """The door with a silo's true credentials, and something behind it that takes whatever comes."""
 
 import base64
+import datetime
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fedtune_server.door import Door, outer_tls
 from fedtune_server.project import open_project
@@ -15,6 +18,7 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata
 from flwr.proto.node_pb2 import Node
 
+from fedtune.identity.certificates import pem, signing_request
 from fedtune.identity.keys import load_keys
 from fedtune.identity.loopback import loopback_context, new_loopback
 from fedtune.serving.line import NODE_HEADER
@@ -68,13 +72,13 @@ def door(tmp_path: Path, came: list[str]) -> Iterator[tuple[Door, Federation]]:
 def north(door: tuple[Door, Federation]) -> Call:
     """A call of the node `north`, each over a line of its own."""
     folder, port = door[1].folder / "north", open_project(door[1].server).config.port
-    context = ssl.create_default_context(cafile=str(folder / "certificates" / "authority.crt"))
-    context.load_cert_chain(folder / "certificates" / "node.crt", folder / "keys" / "tls.pem")
     public = load_keys(folder / "keys").flower.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     headers = {"flwr-public-key": base64.b64encode(pem).decode(), NODE_HEADER: "one"}
 
     def call(path: str, body: bytes) -> httpx.Response:
+        context = ssl.create_default_context(cafile=str(folder / "certificates" / "authority.crt"))
+        context.load_cert_chain(folder / "certificates" / "node.crt", folder / "keys" / "tls.pem")
         with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=context) as client:
             return client.post(path, content=body, headers=headers)
 
@@ -135,3 +139,57 @@ def test_who_is_turned_away_writes_a_line_a_minute_whatever_it_calls(
         assert north("/v1/fleet/pull messages", b"").status_code == 403
     (line,) = caplog.messages
     assert line == "refused: silo north at 127.0.0.1: may not call '/v1/control/0'"
+
+
+@pytest.mark.parametrize(
+    ("days", "why"),
+    [
+        ((-400, -3), "its certificate has expired ({last}): enroll its request once more"),
+        ((3, 400), "its certificate is good from {first} on: which clock is wrong?"),
+    ],
+)
+def test_a_certificate_out_of_date_is_turned_away_and_its_silo_named(
+    north: Call,
+    door: tuple[Door, Federation],
+    days: tuple[int, int],
+    why: str,
+    came: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert north(PULL, b"").status_code == 200
+    first, last = give_north(door[1], days)
+    refused = north(PULL, b"")
+    said = why.format(first=f"{first:%Y-%m-%d}", last=f"{last:%Y-%m-%d}")
+    assert (refused.status_code, refused.text) == (403, said)
+    assert caplog.messages == [f"refused: silo north at 127.0.0.1: {said}"]
+    assert came == [PULL]
+
+
+def test_a_certificate_that_another_signed_is_not_even_heard(
+    north: Call, door: tuple[Door, Federation], came: list[str]
+) -> None:
+    give_north(door[1], (-1, 1), by_authority=False)
+    with pytest.raises(httpx.HTTPError):
+        north(PULL, b"")
+    assert came == []
+
+
+def give_north(
+    federation: Federation, days: tuple[int, int], *, by_authority: bool = True
+) -> tuple[datetime.datetime, ...]:
+    """Give the node a certificate for its true key, of these days from today; tells them."""
+    folder, now = federation.folder / "north", datetime.datetime.now(datetime.UTC)
+    authority, signer = open_project(federation.server).authority()
+    key = load_keys(folder / "keys").tls
+    first, last = (now + datetime.timedelta(days=number) for number in days)
+    builder = x509.CertificateBuilder(
+        authority.subject,
+        signing_request(key, "north").subject,
+        key.public_key(),
+        x509.random_serial_number(),
+        first,
+        last,
+    )
+    made = builder.sign(signer if by_authority else key, hashes.SHA256())
+    (folder / "certificates" / "node.crt").write_text(pem(made))
+    return first, last
