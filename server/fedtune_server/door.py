@@ -37,6 +37,7 @@ from fedtune.serving.line import NODE_HEADER, SMALLEST_REPLY_BYTES
 from fedtune_server.letters import Answer, Letters, reply_in
 from fedtune_server.refusals import Refusals
 from fedtune_server.repeats import Repeats
+from fedtune_server.under_way import NotNowError, TooLargeError, UnderWay
 
 ALLOWED = frozenset(
     f"/v1/fleet/{call}"
@@ -103,6 +104,7 @@ class Door:
     roster: Callable[[], Roster]
     seen: Callable[[str, str, int], None] = field(default=lambda silo, what, size: None)
     largest_reply: int = SMALLEST_REPLY_BYTES
+    under_way: UnderWay = field(default_factory=UnderWay)
     _holders: dict[str, Holder] = field(default_factory=dict, init=False)
     _letters: Letters = field(default_factory=Letters, init=False)
     _repeats: Repeats = field(default_factory=Repeats, init=False)
@@ -112,7 +114,7 @@ class Door:
 
     def application(self) -> web.Application:
         """What answers; every path goes through `answer`."""
-        app = web.Application(client_max_size=_LARGEST_BODY_BYTES)
+        app = web.Application()
         app.router.add_route("*", "/{path:.*}", self.answer)
         app.cleanup_ctx.append(self._inside)
         return app
@@ -145,29 +147,36 @@ class Door:
             why = "another process with this silo's keys is here already: is its folder copied?"
             return self._refuse(member.silo, why, request, status=409)
         try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
+            with self.under_way.call(member.silo) as call:
+                body = await call.body(request.content, _LARGEST_BODY_BYTES)
+                return await self._pass_on(request, member.silo, body)
+        except TooLargeError:
             why = f"sent a body of more than {_LARGEST_BODY_BYTES} bytes"
             return self._refuse(member.silo, why, request, status=413)
-        self.seen(member.silo, "up", len(body))
+        except NotNowError as error:  # a node makes a call again on a 503
+            return self._refuse(member.silo, str(error), request, status=503)
+
+    async def _pass_on(self, request: web.Request, silo: str, body: bytes) -> web.Response:
+        """What the SuperLink answers to a call of this silo's node, if it is one to pass on."""
+        self.seen(silo, "up", len(body))
         if request.path == _PUSH:
             answered = reply_in(body)
             if answered is None:
-                return self._refuse(member.silo, "sent what is no reply of its own", request)
-            if self._letters.answers(member.silo, answered):
-                self._reply_bytes[member.silo] = 0
+                return self._refuse(silo, "sent what is no reply of its own", request)
+            if self._letters.answers(silo, answered):
+                self._reply_bytes[silo] = 0
         if request.path in (_PUSH, _PIECE):
-            self._reply_bytes[member.silo] += len(body)
-            if self._reply_bytes[member.silo] > self.largest_reply:
+            self._reply_bytes[silo] += len(body)
+            if self._reply_bytes[silo] > self.largest_reply:
                 why = f"its reply is larger than {self.largest_reply} bytes"
-                return self._refuse(member.silo, why, request, status=413)
+                return self._refuse(silo, why, request, status=413)
         headers = {
             name: request.headers[name] for name in _FLOWER_HEADERS if name in request.headers
         }
-        status, content, kind = await self._ask(request, member.silo, body, headers)
+        status, content, kind = await self._ask(request, silo, body, headers)
         if request.path == _LEAVE:
-            self._holders.pop(member.silo, None)
-        self.seen(member.silo, "down", len(content))
+            self._holders.pop(silo, None)
+        self.seen(silo, "down", len(content))
         return web.Response(status=status, body=content, headers={"content-type": kind})
 
     async def _ask(
@@ -201,7 +210,7 @@ class Door:
             async with self._session.post(self.inner + path, data=body, headers=headers) as given:
                 content = await given.read()
                 return Answer(given.status, content, given.headers.get("content-type", ""))
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             _log.warning("the SuperLink doesn't answer: %s", error)
             return Answer(503, b"", "text/plain")
 
