@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from fedtune_client.app import Instruction, LocalUpdate, make_client_app
+from fedtune_client.app import Instruction, make_client_app
+from fedtune_client.update import LocalUpdate
 from fedtune_server.rounds import RunPlan, run_rounds
 from fedtune_simulations.grid import InProcessGrid
 

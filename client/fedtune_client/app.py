@@ -1,6 +1,6 @@
 """The silo's Flower ClientApp: check the instruction, train, reply with the delta."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +11,8 @@ from fedtune.aggregation.lora_names import residual_spec
 from fedtune.delta_encoding import Encoded
 from fedtune.tensors import Spec, TensorSet
 from fedtune_client.encoders import Encoder, as_float32
+from fedtune_client.secure import SecurePart
+from fedtune_client.update import LocalUpdate
 
 _MAX_ROUND = 100_000
 
@@ -25,15 +27,6 @@ class Instruction:
     adapter: TensorSet
     round: int
     residual: TensorSet = field(default_factory=lambda: TensorSet({}))
-
-
-@dataclass(frozen=True)
-class LocalUpdate:
-    """What a silo learned: trained minus received, on `examples` examples."""
-
-    delta: TensorSet
-    examples: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Silo(Protocol):
@@ -59,10 +52,12 @@ def make_client_app(
     load_silo: Callable[[Context], Silo],
     name_of: Callable[[Context], str] = _configured_name,
     encoder_of: Callable[[Context], Encoder] = lambda context: as_float32,
+    secure_of: Callable[[Context], SecurePart] | None = None,
 ) -> ClientApp:
     """A ClientApp that answers `train` with the silo of `load_silo`, `query` with its name.
 
-    What the silo learned goes through its encoder of `encoder_of`.
+    What the silo learned goes through its encoder of `encoder_of`, or with `secure_of` leaves it
+    behind masks only.
     """
     app = ClientApp()
 
@@ -75,8 +70,17 @@ def make_client_app(
     def train(message: Message, context: Context) -> Message:
         silo = load_silo(context)
         told = read_instruction(message, silo.spec, silo.run_hash)
+        if secure_of is not None:
+            secure_of(context).check_due(message, told.round)
+            return secure_of(context).masked(message, silo.train(told), silo.spec)
         update = silo.train(told)
         return reply(message, update, encoder_of(context)(update.delta, told.round))
+
+    @app.query("secure")
+    def secure(message: Message, context: Context) -> Message:
+        if secure_of is None:
+            raise ValueError("this run is not one with secure aggregation")
+        return secure_of(context).answer(message)
 
     return app
 

@@ -141,6 +141,12 @@ def roster_of(folder: Path) -> roster.Roster:
     return roster.load(folder / ROSTER_FILE, bytes.fromhex(admission_of(folder).consortium))
 
 
+def identities_of(folder: Path) -> dict[str, bytes]:
+    """The public key of each silo that takes part, by the roster."""
+    members = roster_of(folder).members
+    return {m.silo: bytes.fromhex(m.identity) for m in members if not m.revoked}
+
+
 def take_roster(folder: Path, text: str, consortium: bytes) -> roster.Roster:
     """Keep an untrusted roster that the coordinator carried. Raises ValueError unless it is the
     consortium's and no older than the newest that was seen.

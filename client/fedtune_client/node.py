@@ -35,12 +35,14 @@ from fedtune.reports.privacy_statement import write_statement
 from fedtune.training.charging import Course, Party, charge_run, charged_to_these
 from fedtune.training.prepare import prepare_on
 from fedtune.training.private import check_private, private_steps
-from fedtune_client.app import Instruction, LocalUpdate, read_instruction, reply
-from fedtune_client.joining import take_roster
+from fedtune_client.app import Instruction, read_instruction, reply
+from fedtune_client.joining import identities_of, take_roster
 from fedtune_client.node_config import NodeConfig
 from fedtune_client.policy import BaseModelConfig, refusals
 from fedtune_client.replies import LEFT, Replies, forget_old_runs
+from fedtune_client.secure import AGREED, Agreed, SecurePart, step_of
 from fedtune_client.silo import LocalSilo, silo_encoder
+from fedtune_client.update import LocalUpdate
 
 MAX_SETTINGS_CHARACTERS = 200_000
 _Read = TypeVar("_Read")
@@ -88,6 +90,7 @@ class Node:
     consortium: bytes
     now: Callable[[], datetime.datetime] = field(default=datetime.datetime.now)
     _opened: Opened | None = field(default=None, init=False)
+    _part: SecurePart | None = field(default=None, init=False)
 
     def train(self, message: Message) -> LocalUpdate:
         """The answer to a `train` message. Raises RefusedError, whose words may be sent."""
@@ -97,6 +100,9 @@ class Node:
         told = _usable(lambda: read_instruction(message, opened.silo.spec, asked.run_hash))
         if told.round > here.federation.rounds:
             raise RefusedError(f"round {told.round} of a run of {here.federation.rounds}")
+        if here.secure_aggregation.enabled:
+            part = self._part
+            _usable(lambda: _there(part).check_due(message, told.round))
         kept = opened.replies.find(told)
         if kept is not None:
             _log.info("run %s, round %d: sent again as it was", asked.run, told.round)
@@ -117,11 +123,40 @@ class Node:
         update = self.train(message)
         opened, number = self._opened, message.content["round"]["number"]
         assert opened is not None  # noqa: S101 - `train` has opened it
+        if opened.silo.config.secure_aggregation.enabled:
+            part = self._part
+            masked = _usable(lambda: _there(part).masked(message, update, opened.silo.spec))
+            _log.info("round %d: secure round: masked", number)
+            return masked
         encode = silo_encoder(opened.silo.config, opened.silo.name, opened.replies.folder / LEFT)
         try:
             return reply(message, update, encode(update.delta, number))
         except ValueError as error:
             raise RefusedError(f"what was trained can't be sent: {error}") from None
+
+    def secure(self, message: Message) -> Message:
+        """The answer to a `query.secure`: this silo's part in a secure round."""
+        asked = _usable(lambda: read_asked(message))
+        here = self._allowed(asked)
+        if self._part is None or self._part.run_hash != asked.run_hash:
+            self._part = SecurePart(
+                self.config.silo,
+                here,
+                asked.run_hash,
+                self.identity,
+                identities_of(self.folder),
+                self.config.policy.min_silos,
+                self.config.policy.max_colluders,
+                Agreed(self.folder / "runs" / asked.run_hash / AGREED),
+            )
+        part = self._part
+        try:
+            answer = part.answer(message)
+            _log.info("run %s: secure round: %s", asked.run, step_of(message))
+            return answer
+        except ValueError as error:
+            _log.warning("run %s: its secure round ends here: %s", asked.run, error)
+            raise RefusedError(f"secure aggregation: {error}") from None
 
     def prove(self, message: Message) -> RecordDict:
         """Who this node is, in answer to a `query` with a run, a fresh number and the roster."""
@@ -133,6 +168,7 @@ class Node:
             raise RefusedError("a challenge without run, nonce and roster")
         run, nonce, listed = (str(text) for text in texts)
         silo = self.config.silo
+        self._part = None  # it would go by the roster before
         try:
             take_roster(self.folder, listed, self.consortium)
         except ValueError as error:
@@ -240,9 +276,11 @@ class Node:
 
     def _shown(self, update: LocalUpdate) -> LocalUpdate:
         """What may leave of a round's training."""
-        policy = self.config.policy
+        policy, opened = self.config.policy, self._opened
         metrics = update.metrics if policy.send_metrics else {}  # private steps give none
-        return LocalUpdate(update.delta, update.examples if policy.send_counts else 1, metrics)
+        hidden = opened is not None and opened.silo.config.secure_aggregation.enabled
+        counted = policy.send_counts or hidden  # a weight in a secure sum leaves it unseen
+        return LocalUpdate(update.delta, update.examples if counted else 1, metrics)
 
 
 def node_app(node: Node) -> ClientApp:
@@ -253,11 +291,21 @@ def node_app(node: Node) -> ClientApp:
     def query(message: Message, _: Context) -> Message:
         return Message(node.prove(message), reply_to=message)
 
+    @app.query("secure")
+    def secure(message: Message, _: Context) -> Message:
+        return node.secure(message)
+
     @app.train()
     def train(message: Message, _: Context) -> Message:
         return node.answer(message)
 
     return app
+
+
+def _there(part: SecurePart | None) -> SecurePart:
+    if part is None:
+        raise ValueError("no secure round is at work here")
+    return part
 
 
 def _usable(read: Callable[[], _Read]) -> _Read:

@@ -70,7 +70,13 @@ class PolicyConfig(Section):
     max_rounds: PositiveInt = Field(100, description="Most rounds of a run.")
     privacy: PrivacyPolicy = Field(default_factory=PrivacyPolicy)
     secure_aggregation: Literal["optional", "required"] = Field(
-        "optional", description="`required` refuses every run: this release has none."
+        "optional", description="`required` refuses runs in which the coordinator sees a delta."
+    )
+    min_silos: PositiveInt = Field(
+        3, description="With secure aggregation: fewest silos in a sum that is opened."
+    )
+    max_colluders: Annotated[int, Field(ge=0)] = Field(
+        0, description="With secure aggregation: other silos that may help the coordinator."
     )
     hours: HoursConfig | None = Field(None, description="When to train; null: always.")
     send_metrics: bool = Field(
@@ -113,7 +119,7 @@ def _broken(policy: PolicyConfig, run: RunConfig, now: datetime.datetime) -> Ite
         if value > most:
             yield f"{field} is {value}, this silo allows {most}"
     yield from _privacy(policy.privacy, run)
-    if policy.secure_aggregation == "required" and not run.secure_aggregation:
+    if policy.secure_aggregation == "required" and not run.secure_aggregation.enabled:
         yield "secure_aggregation is false, this silo requires it"
     if run.model.trust_remote_code:
         yield "model.trust_remote_code is true: this silo runs no code but its own release's"

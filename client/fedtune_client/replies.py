@@ -16,7 +16,9 @@ from fedtune.models.read_json import read_json
 from fedtune.tensors import TensorSet
 from fedtune.training.charging import CHARGED
 from fedtune.training.checkpoints import finished_folders
-from fedtune_client.app import Instruction, LocalUpdate
+from fedtune_client.app import Instruction
+from fedtune_client.secure import AGREED
+from fedtune_client.update import LocalUpdate
 
 _KEPT = 2
 _BEGUN = "begun.jsonl"
@@ -79,17 +81,22 @@ class Replies:
 def forget_old_runs(folder: Path, kept: int, at_work: str) -> None:
     """Delete what can be sent again of runs in `folder` before the latest `kept` and `at_work`.
 
-    Private runs are counted apart, so that no number of others pushes them out. What was charged,
-    told and begun of a private run stays for good; it is small, and each run costs budget.
+    Private and secure runs are counted apart, so that no number of others pushes them out. What was
+    charged, told, begun and signed for of such a run stays for good; it is small.
     """
     runs = [run for run in folder.glob("*") if run.is_dir() and run.name != at_work]
     runs.sort(key=_last_begun)
     for private in (True, False):
-        alike = [run for run in runs if (run / CHARGED).exists() == private]
+        alike = [run for run in runs if _stays(run) == private]
         for run in alike[:-kept]:
             large = [LEFT, *(path.name for path in run.glob("round-*"))]
             for path in (run / name for name in large) if private else (run,):
                 shutil.rmtree(path, ignore_errors=True)  # else with the next run
+
+
+def _stays(run: Path) -> bool:
+    """Whether some of its folder is for good: what was charged, or signed for in secure sums."""
+    return (run / CHARGED).exists() or (run / AGREED).exists()
 
 
 def _last_begun(run: Path) -> float:

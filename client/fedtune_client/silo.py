@@ -22,8 +22,9 @@ from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec
 from fedtune.training.events import Listener
 from fedtune.training.trainer import Trainer
-from fedtune_client.app import Instruction, LocalUpdate
+from fedtune_client.app import Instruction
 from fedtune_client.encoders import Encoder, encoder_of
+from fedtune_client.update import LocalUpdate
 
 _ROUNDING = 1  # tells the draws of rounding from those of training
 

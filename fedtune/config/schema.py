@@ -6,9 +6,9 @@ generated from them.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedtune.config.adapter import AdapterConfig
 from fedtune.config.data import DataConfig
@@ -17,6 +17,7 @@ from fedtune.config.model import ModelConfig
 from fedtune.config.output import OutputConfig
 from fedtune.config.privacy import PrivacyConfig
 from fedtune.config.section import Section
+from fedtune.config.secure_aggregation import SecureAggregationConfig
 from fedtune.config.task import TaskConfig
 from fedtune.config.training import TrainingConfig
 
@@ -31,31 +32,35 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     federation: FederationConfig = Field(default_factory=FederationConfig)
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
-    secure_aggregation: Literal[False] = Field(
-        False, description="Hide single deltas from the coordinator: not in this release."
-    )
+    secure_aggregation: SecureAggregationConfig = Field(default_factory=SecureAggregationConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of everything.")
+
+    @field_validator("secure_aggregation", mode="before")
+    @classmethod
+    def _on_or_off(cls, given: Any) -> Any:
+        return {"enabled": given} if isinstance(given, bool) else given
 
     @model_validator(mode="before")
     @classmethod
     def _a_secure_sum_has_no_single_deltas(cls, given: Any) -> Any:
         """Refuse, by both names, what secure aggregation would hide, or sends in its own way."""
         federation = given.get("federation") if isinstance(given, dict) else None
-        if isinstance(federation, dict) and given.get("secure_aggregation"):
-            rule = federation.get("aggregation")
-            if rule in NEED_SINGLE_DELTAS:
-                raise ValueError(
-                    f"`federation.aggregation: {rule}` needs single deltas, which "
-                    "`secure_aggregation: true` hides from the coordinator"
-                    + (": there each silo bounds its own" if rule == "norm_bounding" else "")
-                )
-            encoding = federation.get("delta_encoding", "float32")
-            if encoding != "float32":
-                raise ValueError(
-                    f"`federation.delta_encoding: {encoding}` can't be used with "
-                    "`secure_aggregation: true`, which has a fixed point of its own"
-                )
+        if not isinstance(federation, dict) or not _is_on(given.get("secure_aggregation")):
+            return given
+        rule = federation.get("aggregation")
+        if rule in NEED_SINGLE_DELTAS:
+            raise ValueError(
+                f"`federation.aggregation: {rule}` needs single deltas, which "
+                "`secure_aggregation` hides from the coordinator"
+                + (": there each silo bounds its own" if rule == "norm_bounding" else "")
+            )
+        encoding = federation.get("delta_encoding", "float32")
+        if encoding != "float32":
+            raise ValueError(
+                f"`federation.delta_encoding: {encoding}` can't be used with "
+                "`secure_aggregation`, which has a fixed point of its own"
+            )
         return given
 
     @model_validator(mode="after")
@@ -65,6 +70,7 @@ class RunConfig(Section):
         self._check_labels()
         self._check_aggregation()
         self._check_privacy()
+        self._check_secure()
         return self
 
     def _check_validation(self) -> None:
@@ -125,6 +131,17 @@ class RunConfig(Section):
                         f"`federation.silo_ranks.{silo}` is {rank}, above `adapter.lora_r` "
                         f"({adapter.lora_r})"
                     )
+
+    def _check_secure(self) -> None:
+        """Refuse a promise that is kept with single deltas, and a bound that nobody knows."""
+        if not self.secure_aggregation.enabled:
+            return
+        if self.privacy.mode == "central":
+            raise ValueError(
+                "`privacy.mode: central` clips single deltas at the coordinator, which "
+                "`secure_aggregation` hides from it"
+            )
+        self.secure_aggregation.bound_in(self.training)
 
     def _check_labels(self) -> None:
         """Refuse rows without labels for a task of labels, and labels that nothing would read."""
@@ -248,3 +265,8 @@ class RunConfig(Section):
         """SHA-256 of the settings that decide the result; told as `settings_hash`."""
         line = json.dumps(self.deciding(), sort_keys=True)
         return hashlib.sha256(line.encode()).hexdigest()
+
+
+def _is_on(section: Any) -> bool:
+    """Whether a section as it was written, short or long, is enabled."""
+    return bool(section.get("enabled") if isinstance(section, dict) else section)

@@ -16,7 +16,7 @@ Reason = Literal[
 ]
 
 
-class AbortError(Exception):
+class AbortError(ValueError):
     """This party takes no further part in the round. `reason` is fit for logs and tests; the text
     says who or what, and holds no secret.
     """

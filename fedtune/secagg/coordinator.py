@@ -101,6 +101,16 @@ class Coordinator:
         self._check_enough(self._survivors, "sent their vectors")
         return write_set(self._survivors, self.terms)
 
+    @property
+    def survivors(self) -> list[str]:
+        """The silos whose vectors are in the sum."""
+        return sorted(self._survivors)
+
+    @property
+    def signers(self) -> list[str]:
+        """The silos that agreed to the survivors."""
+        return sorted(self._agreements)
+
     def add_agreement(self, silo: str, text: str) -> None:
         """Take a survivor's signature to the sets."""
         agreement = read_agreement(text, self.terms, dict(self.identities))

@@ -8,16 +8,18 @@ from collections.abc import Collection
 from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from fedtune.config.section import Section
-from fedtune.identity.roster import Hex32, SiloName
+from fedtune.identity.roster import Hex32
 from fedtune.identity.signed import contents, seal, unseal
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.terms import MAX_SILOS, Terms
 
 _ADVERT, _AGREEMENT = "secagg advert", "secagg agreement"
 _MOST_CHARACTERS = 1_000_000
+_TERMS = TypeAdapter(Terms)
+_Name = Annotated[str, Field(min_length=1, max_length=1000)]  # which names there are, terms say
 
 
 def _tuple(value: object) -> object:
@@ -30,20 +32,18 @@ class Advert(Section):
     """
 
     context: Hex32
-    silo: SiloName
+    silo: _Name
     channel_key: Hex32
     mask_key: Hex32
     seed_commitment: Hex32
-    shareholders: Annotated[
-        tuple[SiloName, ...], BeforeValidator(_tuple), Field(max_length=MAX_SILOS)
-    ]
+    shareholders: Annotated[tuple[_Name, ...], BeforeValidator(_tuple), Field(max_length=MAX_SILOS)]
 
 
 class Agreement(Section):
     """The sets that a silo goes by: who shared its secrets, and whose vector is in the sum."""
 
     context: Hex32
-    silo: SiloName
+    silo: _Name
     shared: Annotated[str, Field(pattern=r"^[0-9a-f]{2,2500}$")]
     survivors: Annotated[str, Field(pattern=r"^[0-9a-f]{2,2500}$")]
 
@@ -77,6 +77,21 @@ def read_agreement(text: str, terms: Terms, identities: dict[str, bytes]) -> Agr
     agreement = Agreement.model_validate_json(_unsealed(_AGREEMENT, text, identities))
     _check_context(agreement.context, terms, f"{agreement.silo}'s agreement")
     return agreement
+
+
+def write_terms(terms: Terms) -> str:
+    """The terms as JSON."""
+    return _TERMS.dump_json(terms).decode()
+
+
+def read_terms(text: object) -> Terms:
+    """Terms as they were proposed; whether they protect anybody is for `Terms.check` to say."""
+    if not isinstance(text, str) or len(text) > _MOST_CHARACTERS:
+        raise AbortError("malformed", "the terms are no text of bounded length")
+    try:
+        return _TERMS.validate_json(text, strict=True)
+    except ValidationError:
+        raise AbortError("malformed", "the terms can't be read") from None
 
 
 def write_set(members: Collection[str], terms: Terms) -> str:

@@ -108,17 +108,19 @@ def choose(
     *,
     colluders: int,
     dropouts: int,
+    min_silos: int = 3,
 ) -> Terms:
-    """The terms with the fewest shareholders that bear so many colluders and dropouts.
+    """The terms with the fewest shareholders that bear so many colluders and dropouts, and open no
+    sum of fewer than `min_silos`.
 
     Raises InputError where none do: n silos bear them if n > 2 * dropouts + colluders.
     """
     count = len(silos)
-    quorum = (count + colluders) // 2 + 1
+    quorum = max((count + colluders) // 2 + 1, min_silos)
     if quorum > count - dropouts or count < 3:
         raise InputError(
             f"{count} silos can't bear {colluders} colluders and {dropouts} dropouts",
-            expected=f"more than {2 * dropouts + colluders} silos, and at least 3",
+            expected=f"more than {2 * dropouts + colluders} silos, and {min_silos + dropouts}",
             mend="lower one of the two, or let more silos take part in a round",
         )
     for shareholders in range(min(count - 1, _fewest(count)), count):

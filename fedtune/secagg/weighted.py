@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fedtune.config.schema import RunConfig
 from fedtune.secagg.fixed_point import FixedPoint
 from fedtune.secagg.masks import WORD
 from fedtune.tensors import Spec, TensorSet
@@ -90,3 +91,10 @@ class Weighted:
     def _each_bound(self) -> np.ndarray:
         sizes = [int(np.prod(shape)) for _, shape in self.spec]
         return np.repeat(np.array([self.bounds[name] for name, _ in self.spec]), sizes)
+
+
+def encoding_of(config: RunConfig, spec: Spec, silos: int) -> Weighted:
+    """How deltas of `spec` are encoded in a round of so many silos; the same on both sides."""
+    settings = config.secure_aggregation
+    bounds = dict.fromkeys((name for name, _ in spec), settings.bound_in(config.training))
+    return Weighted(spec, bounds, silos, settings.max_weight)

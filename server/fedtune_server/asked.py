@@ -40,6 +40,7 @@ def _asked(settings: PrivacyConfig, silos: int) -> dict[str, Any]:
     return {
         "version": 1,
         "mode": settings.mode,
+        "held_out": settings.held_out,
         "promise": None,
         "asked": asked,
         "statement": (

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,6 +17,7 @@ from fedtune_server.messages import Update, read_update
 Reason = Literal["late", "unreachable", "client_error", "bad_reply"]
 _UNREACHABLE = {3, 4, 5}  # Flower's codes: message, reply or node unavailable
 _LONGEST_DETAIL = 300
+_Read = TypeVar("_Read")
 # replies that came in time must outlive the deadline until each has been fetched
 _FETCH_SECONDS = 600.0
 
@@ -55,28 +56,56 @@ def collect(
     poll_seconds: float,
     accept: Callable[[str, Update], None],
 ) -> list[Failure]:
-    """Call `accept` once a good reply, in silo-name order; return the failures in that order.
+    """Call `accept` with each good delta, as `collect_replies` does."""
+
+    def read(silo: str, reply: Message) -> Update:
+        return read_update(reply, requests[silo].expected, requests[silo].encoding)
+
+    return collect_replies(
+        grid,
+        {silo: (request.node, request.content) for silo, request in requests.items()},
+        kind="train",
+        group=group,
+        timeout_seconds=timeout_seconds,
+        poll_seconds=poll_seconds,
+        read=read,
+        accept=accept,
+    )
+
+
+def collect_replies(
+    grid: Grid,
+    asked: Mapping[str, tuple[int, RecordDict]],
+    *,
+    kind: str,
+    group: str,
+    timeout_seconds: float,
+    poll_seconds: float,
+    read: Callable[[str, Message], _Read],
+    accept: Callable[[str, _Read], None],
+) -> list[Failure]:
+    """Ask each silo's node; call `accept` once a good reply, in silo-name order; return the
+    failures in that order. `read` raises ValueError on a reply that is not good.
 
     Only the silo whose turn it is is asked for, and its reply is let go before the next is: those
     that are early wait where Flower keeps them, so that one reply is alive however many silos
     there are, and a result doesn't depend on who is fastest. What is there when the deadline
     passes still counts; a silo that is not heard by then is `late`.
     """
-    deadline = time.monotonic() + timeout_seconds
+    deadline, ttl = time.monotonic() + timeout_seconds, timeout_seconds + _FETCH_SECONDS
     pushed = {
-        silo: _push(grid, requests[silo], group, timeout_seconds + _FETCH_SECONDS)
-        for silo in sorted(requests)
+        silo: _push(grid, Message(content, node, kind, ttl=ttl, group_id=group))
+        for silo, (node, content) in sorted(asked.items())
     }
     settled = (
-        _settle(grid, silo, identifier, requests[silo], deadline, poll_seconds, accept)
+        _settle(grid, silo, identifier, deadline, poll_seconds, read, accept)
         for silo, identifier in pushed.items()
     )
     return [failure for failure in settled if failure is not None]
 
 
-def _push(grid: Grid, request: Request, group: str, ttl: float) -> str | None:
+def _push(grid: Grid, message: Message) -> str | None:
     """The message's id, or None when Flower took none (the node has gone)."""
-    message = Message(request.content, request.node, "train", ttl=ttl, group_id=group)
     return next(iter(grid.push_messages([message])), None) or None
 
 
@@ -84,10 +113,10 @@ def _settle(
     grid: Grid,
     silo: str,
     identifier: str | None,
-    request: Request,
     deadline: float,
     poll_seconds: float,
-    accept: Callable[[str, Update], None],
+    read: Callable[[str, Message], _Read],
+    accept: Callable[[str, _Read], None],
 ) -> Failure | None:
     if identifier is None:
         return Failure(silo, "unreachable", "the message could not be handed over")
@@ -99,10 +128,10 @@ def _settle(
         reason: Reason = "unreachable" if code in _UNREACHABLE else "client_error"
         return Failure(silo, reason, plain(text[:_LONGEST_DETAIL]))
     try:
-        update = read_update(reply, request.expected, request.encoding)
+        found = read(silo, reply)
     except ValueError as error:
         return Failure(silo, "bad_reply", plain(str(error)[:_LONGEST_DETAIL]))
-    accept(silo, update)
+    accept(silo, found)
     return None
 
 

@@ -18,6 +18,7 @@ from fedtune.identity.proof import is_proven, new_nonce
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
 from fedtune.models.base import load_base
 from fedtune.models.base_files import base_digest
+from fedtune.models.promise import write_promise
 from fedtune.models.residual import folded
 from fedtune.training import processes
 from fedtune.training.prepare import base_dtype
@@ -28,6 +29,7 @@ from fedtune_server.roster import find_silos
 from fedtune_server.rounds import RunPlan, run_rounds
 from fedtune_server.rules import rule_of
 from fedtune_server.run_folder import RunFolder, TakenOverError
+from fedtune_server.secure_sum import SecureRun
 
 POLL_SECONDS = 0.2
 _LONGEST_REASON = 2000
@@ -41,14 +43,16 @@ def run_deployed(project: Project, grid: Grid, folder: RunFolder) -> None:
         model, tokenizer = _model(config)
         initial = read_state(model)
         nodes = _nodes(grid, config, project, folder.name)
+        secure = _secure(config, project)
         folder.tell("running", silos=sorted(nodes), reply_bytes=initial.payload_bytes)
-        state, reports = _run(grid, config, initial, nodes, folder)
+        state, reports = _run(grid, config, initial, nodes, folder, secure)
         write_state(model, state.adapter)
         whole, base = folded(model, state.residual), config.model
         save_adapter(
             whole, tokenizer, folder.path / "adapter", base=base.path, revision=base.revision
         )
-        write_asked(folder.path, config.privacy, len(nodes))
+        facts = write_asked(folder.path, config.privacy, len(nodes))
+        write_promise(folder.path / "adapter", facts)
         folder.tell("finished", round=len(reports))
 
 
@@ -103,8 +107,20 @@ def _nodes(grid: Grid, config: RunConfig, project: Project, run: str) -> dict[st
     )
 
 
+def _secure(config: RunConfig, project: Project) -> SecureRun | None:
+    if not config.secure_aggregation.enabled:
+        return None
+    members = project.roster().members
+    return SecureRun(config, {m.silo: bytes.fromhex(m.identity) for m in members if not m.revoked})
+
+
 def _run(
-    grid: Grid, config: RunConfig, initial: Any, nodes: dict[str, int], folder: RunFolder
+    grid: Grid,
+    config: RunConfig,
+    initial: Any,
+    nodes: dict[str, int],
+    folder: RunFolder,
+    secure: SecureRun | None,
 ) -> tuple[GlobalState, list[RoundReport]]:
     told = published(config)
     said = {
@@ -120,6 +136,7 @@ def _run(
         POLL_SECONDS,
         {"run": ConfigRecord(said)},
         timed=not config.private,
+        secure=secure,
     )
     checkpoints = folder.path / "checkpoints"
 

@@ -24,6 +24,7 @@ from fedtune_server.checkpoints import Checkpoint, load_latest, save_checkpoint
 from fedtune_server.collect import Failure, Request, collect
 from fedtune_server.messages import Update, instruction, tensors_in
 from fedtune_server.reports import QuorumLostError, RoundReport, Tally, told
+from fedtune_server.secure_sum import Asking, SecureRun, secure_sum
 
 Evaluate = Callable[[GlobalState], dict[str, float]]
 
@@ -34,6 +35,7 @@ class RunPlan:
 
     `said` goes with every instruction, beside what the round itself needs. `timed` is whether
     reports tell how long rounds took: in a private run that hangs on whom chance took for a step.
+    With `secure` no delta is seen, but their sum.
     """
 
     nodes: Mapping[str, int]
@@ -43,6 +45,7 @@ class RunPlan:
     poll_seconds: float = 1.0
     said: Mapping[str, ConfigRecord] = field(default_factory=dict)
     timed: bool = True
+    secure: SecureRun | None = None
 
 
 def run_rounds(
@@ -226,6 +229,13 @@ def _collect(
     plan: RunPlan,
     number: int,
 ) -> list[Failure]:
+    if plan.secure is not None:
+        asked = Asking(grid, plan.run_hash, number, plan.poll_seconds, plan.said)
+        total = secure_sum(asked, requests, plan.secure)
+        fold.add("sum", total.mean, float(total.weight))
+        tally.silos, tally.bytes = total.silos, total.payload_bytes
+        return total.failures
+
     def accept(silo: str, update: Update) -> None:
         fold.add(silo, update.delta, float(update.examples))
         tally.add(silo, update)

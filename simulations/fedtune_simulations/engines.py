@@ -7,8 +7,10 @@ from pathlib import Path
 
 from fedtune_client.app import make_client_app
 from fedtune_client.encoders import Encoder
+from fedtune_client.secure import SecurePart
 from fedtune_client.silo import silo_encoder
 from fedtune_server.reports import RoundReport
+from flwr.app import Context
 from flwr.serverapp import Grid
 
 from fedtune.aggregation.rule import GlobalState
@@ -48,11 +50,17 @@ def in_process(
     setting: Setting, kept: Path, on_work: Listener | None, coordinate: Coordinate
 ) -> Outcome:
     """One silo after another, each with the memory of one."""
+    parts = setting.secure_parts()
+
+    def part_of(context: Context) -> SecurePart:
+        return parts[str(context.node_config["silo"])]
+
     app = make_client_app(
         lambda context: SimulatedSilo(str(context.node_config["silo"]), setting, on_work),
         encoder_of=lambda context: simulated_encoder(
             setting.config, str(context.node_config["silo"]), kept
         ),
+        secure_of=part_of if parts else None,
     )
     timeout = setting.config.federation.round_timeout_seconds
     grid = InProcessGrid(app, setting.silos, timeout)

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from fedtune_client.app import Instruction, LocalUpdate
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fedtune_client.app import Instruction
+from fedtune_client.secure import SecurePart
 from fedtune_client.silo import LocalSilo
+from fedtune_client.update import LocalUpdate
+from fedtune_server.secure_sum import SecureRun
 
 from fedtune.aggregation.rule import GlobalState
 from fedtune.config.schema import RunConfig
@@ -13,6 +18,7 @@ from fedtune.data.examples import ExampleSet
 from fedtune.data.load import Splits
 from fedtune.data.partition import Partition, partition
 from fedtune.errors import InputError
+from fedtune.identity.keys import new_identity, public_bytes
 from fedtune.models.adapters import attach_adapter, state_spec, write_state
 from fedtune.models.residual import residual_added
 from fedtune.models.twin import bare_twin
@@ -54,6 +60,36 @@ class Setting:
     def run_hash(self) -> str:
         """SHA-256 of what decides the run's result: its settings and its data."""
         return run_hash(self.config, self.splits.facts)
+
+    @cached_property
+    def identities(self) -> Mapping[str, Ed25519PrivateKey]:
+        """Silos' identities, made for this process: in a simulation nobody has one of its own."""
+        secure = self.config.secure_aggregation.enabled
+        return {silo: new_identity() for silo in self.silos} if secure else {}
+
+    def secure_run(self) -> SecureRun | None:
+        """What the coordinator needs of secure rounds, if they are."""
+        return SecureRun(self.config, self._public) if self.identities else None
+
+    def secure_parts(self) -> dict[str, SecurePart]:
+        """Each silo's part in secure rounds; none without."""
+        settings = self.config.secure_aggregation
+        return {
+            silo: SecurePart(
+                silo,
+                self.config,
+                self.run_hash,
+                identity,
+                self._public,
+                min(self.config.federation.min_silos, len(self.silos)),
+                settings.max_colluders,
+            )
+            for silo, identity in self.identities.items()
+        }
+
+    @property
+    def _public(self) -> dict[str, bytes]:
+        return {silo: public_bytes(key) for silo, key in self.identities.items()}
 
     def model_of(self, silo: str) -> Any:
         """The model that `silo` trains."""

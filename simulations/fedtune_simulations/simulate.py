@@ -86,7 +86,14 @@ def simulate(
         rule.start(initial)
         nodes = {name: number for number, name in enumerate(sorted(setting.silos))}
         timed = not config.private
-        plan = RunPlan(nodes, config.federation, config.seed, setting.run_hash, timed=timed)
+        plan = RunPlan(
+            nodes,
+            config.federation,
+            config.seed,
+            setting.run_hash,
+            timed=timed,
+            secure=setting.secure_run(),
+        )
         check_quorum(plan)
         _claim(setting, rule, out, resume=resume)
         with kept_unless_refused(out, resume=resume):
@@ -218,6 +225,12 @@ def check_available(config: RunConfig, *, resume: bool = False) -> None:
             "Ray's workers may be on several machines, and what `delta_encoding: int8` leaves of a "
             "delta stays with its silo: it needs `inprocess`",
             where="federation.engine",
+        )
+    if config.federation.engine == "ray" and config.secure_aggregation.enabled:
+        raise InputError(
+            "a silo's part in a secure round lives in one process: Ray's workers take turns",
+            where="federation.engine",
+            mend="set it to `inprocess`",
         )
     # a silo's local steps are few; the coordinator evaluates and checkpoints after each round
     for name in ("eval_steps", "early_stopping_patience", "save_steps"):

@@ -100,7 +100,13 @@ FILES = [
     ("federation: {fraction: 0}\n", "federation.fraction"),
     ("privacy: {mode: distributed}\n", "not in this release"),
     ("privacy: {epsilon: 1}\n", "privacy.epsilon: unknown field"),
-    ("secure_aggregation: true\n", "not in this release"),
+    ("secure_aggregation: {max_weight: 9}\n", "`max_weight` needs `enabled: true`"),
+    ("secure_aggregation: true\n", "`secure_aggregation.bound` is to be set"),
+    (
+        "secure_aggregation: {enabled: true, bound: 0.1}\n"
+        "privacy: {mode: central, noise_multiplier: 1.0}\n",
+        "clips single deltas",
+    ),
     ("federation: {hostile_silos: 2}\n", "needs `aggregation: trimmed_mean or multi_krum`"),
     ("federation: {norm_bound: 2.0}\n", "needs `aggregation: norm_bounding`"),
     ("federation: {aggregation: norm_bounding}\n", "needs `norm_bound`"),
@@ -118,15 +124,14 @@ FILES = [
         (
             f"secure_aggregation: true\nfederation: {{aggregation: {rule}}}\n",
             f"`federation.aggregation: {rule}` needs single deltas, which "
-            "`secure_aggregation: true` hides",
+            "`secure_aggregation` hides",
         )
         for rule in ("fedex", "svd", "median", "trimmed_mean", "multi_krum", "norm_bounding")
     ),
     *(
         (
             f"secure_aggregation: true\nfederation: {{delta_encoding: {encoding}}}\n",
-            f"`federation.delta_encoding: {encoding}` can't be used with "
-            "`secure_aggregation: true`",
+            f"`federation.delta_encoding: {encoding}` can't be used with `secure_aggregation`",
         )
         for encoding in ("bfloat16", "int8")
     ),

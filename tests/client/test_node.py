@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fedtune_client.app import LocalUpdate, reply
+from fedtune_client.app import reply
 from fedtune_client.node import Node, RefusedError, node_app
 from fedtune_client.node_config import NodeConfig
+from fedtune_client.update import LocalUpdate
 from fedtune_server.messages import instruction, read_update
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedtune_client.app import LocalUpdate, reply
+from fedtune_client.app import reply
+from fedtune_client.update import LocalUpdate
 from fedtune_server.collect import Request, collect
 from fedtune_server.messages import Update, instruction, read_update
 from fedtune_simulations.grid import InProcessGrid

@@ -2,7 +2,8 @@
 
 import time
 
-from fedtune_client.app import LocalUpdate, reply
+from fedtune_client.app import reply
+from fedtune_client.update import LocalUpdate
 from fedtune_server.flower_grid import pieces_until
 from fedtune_server.messages import instruction
 from fedtune_simulations.grid import InProcessGrid

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedtune_client.app import Instruction, LocalUpdate, make_client_app
+from fedtune_client.app import Instruction, make_client_app
+from fedtune_client.update import LocalUpdate
 from fedtune_server.reports import QuorumLostError, RoundReport
 from fedtune_server.rounds import RunPlan, run_rounds, sample_silos
 from fedtune_simulations.events import Working

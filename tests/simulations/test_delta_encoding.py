@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedtune_client.app import Instruction, LocalUpdate, make_client_app
+from fedtune_client.app import Instruction, make_client_app
 from fedtune_client.encoders import encoder_of
 from fedtune_client.silo import silo_encoder
+from fedtune_client.update import LocalUpdate
 from fedtune_server.reports import RoundReport
 from fedtune_server.rounds import RunPlan, run_rounds
 from fedtune_simulations.dry_run import dry_run

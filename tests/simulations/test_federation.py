@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from fedtune_client.app import Instruction, LocalUpdate, make_client_app
+from fedtune_client.app import Instruction, make_client_app
+from fedtune_client.update import LocalUpdate
 from fedtune_server.messages import instruction
 from fedtune_server.reports import RoundReport
 from fedtune_server.rounds import RunPlan, run_rounds, sample_silos

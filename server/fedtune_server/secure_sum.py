@@ -1,0 +1,218 @@
+"""A round's sum of deltas without a look at any: secure aggregation over Flower's messages.
+
+The coordinator's machine is `fedtune.secagg.coordinator`; here its stages are sent and collected.
+What travels is listed in `fedtune_client/secure.py`. A silo that is missing from a stage is out of
+the round from there on.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedtune.config.schema import RunConfig
+from fedtune.errors import RunFailedError
+from fedtune.secagg.abort import AbortError
+from fedtune.secagg.coordinator import Coordinator
+from fedtune.secagg.masks import WORD
+from fedtune.secagg.messages import write_terms
+from fedtune.secagg.silo import Unmasking
+from fedtune.secagg.terms import choose
+from fedtune.secagg.weighted import Weighted, encoding_of
+from fedtune.tensors import WIRE_STYPE, TensorSet
+from fedtune_server.collect import Failure, Request, collect_replies
+
+_LONGEST_STEP_SECONDS = 120.0  # of steps without training
+_RECORD = "secure"
+
+
+@dataclass(frozen=True)
+class SecureRun:
+    """What secure rounds need beyond others: settings, and silos' identities by the roster."""
+
+    config: RunConfig
+    identities: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a round's silos are asked. `said` goes with every message of the run."""
+
+    grid: Grid
+    run_hash: str
+    round: int
+    poll_seconds: float
+    said: Mapping[str, ConfigRecord]
+
+
+@dataclass(frozen=True)
+class SecureTotal:
+    """The weighted mean of the deltas of `silos`, and their weights' sum."""
+
+    mean: TensorSet
+    weight: int
+    silos: list[str]
+    payload_bytes: int
+    failures: list[Failure]
+
+
+def secure_sum(asking: Asking, requests: Mapping[str, Request], secure: SecureRun) -> SecureTotal:
+    """One round. Raises RunFailedError, with nothing revealed, when too few silos are left."""
+    silos, settings = tuple(sorted(requests)), secure.config.secure_aggregation
+    spec = requests[silos[0]].expected
+    code = encoding_of(secure.config, spec, len(silos))
+    terms = choose(
+        asking.run_hash,
+        asking.round,
+        secrets.randbits(31),  # a round that is tried again is another one
+        silos,
+        code.words,
+        colluders=settings.max_colluders,
+        dropouts=settings.dropouts(len(silos)),
+        min_silos=secure.config.federation.min_silos,
+    )
+    stages = _Stages(asking, requests, secure.config, Coordinator(terms, secure.identities))
+    try:
+        return stages.run(code)
+    except AbortError as error:
+        lines = [f"round {asking.round}: the secure sum was not opened: {error}"]
+        lines += [f"  {f.silo}: {f.reason}: {f.detail}" for f in stages.failures]
+        raise RunFailedError("\n".join(lines)) from None
+
+
+@dataclass
+class _Stages:
+    asking: Asking
+    requests: Mapping[str, Request]
+    config: RunConfig
+    machine: Coordinator
+    failures: list[Failure] = field(default_factory=list)
+
+    def run(self, code: Weighted) -> SecureTotal:
+        """The stages one after another, each with those who came through the one before."""
+        machine, terms = self.machine, self.machine.terms
+        proposed: dict[str, Any] = {"step": "advertise", "terms": write_terms(terms)}
+        self._step(dict.fromkeys(terms.silos, proposed), self._take_advert)
+        adverts = machine.close_adverts()
+        self._step(
+            {silo: {"step": "share", "adverts": texts} for silo, texts in adverts.items()},
+            self._take_shares,
+        )
+        shared, held = machine.close_shares()
+        self._train(shared, held)
+        survivors = machine.close_masked()
+        agree = {"step": "agree", "survivors": survivors}
+        self._step(dict.fromkeys(machine.survivors, agree), self._take_agreement)
+        signatures = machine.close_agreements()
+        unmask = {"step": "unmask", "agreements": signatures}
+        self._step(dict.fromkeys(machine.signers, unmask), self._take_unmasking)
+        total, there = machine.finish()
+        try:
+            mean, weight = code.decode(total, len(there))
+        except ValueError as error:
+            raise AbortError("range", str(error)) from None
+        # a silo that is in the sum isn't missing from the round, whatever it failed at later
+        missing = [f for f in self.failures if f.silo not in there]
+        return SecureTotal(mean, weight, sorted(there), total.nbytes * len(there), missing)
+
+    def _step(
+        self, contents: Mapping[str, dict[str, Any]], take: Callable[[str, ConfigRecord], None]
+    ) -> None:
+        def read(silo: str, reply: Message) -> None:
+            record = reply.content.get(_RECORD)
+            if not isinstance(record, ConfigRecord):
+                raise AbortError("malformed", "the reply has nothing of a secure round")
+            take(silo, record)
+
+        seconds = min(_LONGEST_STEP_SECONDS, self.config.federation.round_timeout_seconds)
+        asked = {}
+        for silo, content in contents.items():
+            record = ConfigRecord({**content, "context": self.machine.terms.digest.hex()})
+            everything = RecordDict({**self.asking.said, _RECORD: record})
+            asked[silo] = self.requests[silo].node, everything
+        self._collect(asked, "query.secure", seconds, read)
+
+    def _train(self, shared: str, held: Mapping[str, Mapping[str, bytes]]) -> None:
+        def read(silo: str, reply: Message) -> None:
+            self.machine.add_masked(silo, _words_in(reply))
+
+        asked = {}
+        for silo, shares in held.items():
+            told = {
+                "context": self.machine.terms.digest.hex(),
+                "shared": shared,
+                "silos": list(shares),
+                "sealed": list(shares.values()),
+            }
+            request = self.requests[silo]
+            content = RecordDict({**request.content, _RECORD: ConfigRecord(told)})
+            asked[silo] = request.node, content
+        self._collect(asked, "train", self.config.federation.round_timeout_seconds, read)
+
+    def _collect(
+        self,
+        asked: Mapping[str, tuple[int, RecordDict]],
+        kind: str,
+        seconds: float,
+        read: Callable[[str, Message], None],
+    ) -> None:
+        self.failures += collect_replies(
+            self.asking.grid,
+            asked,
+            kind=kind,
+            group=str(self.asking.round),
+            timeout_seconds=seconds,
+            poll_seconds=self.asking.poll_seconds,
+            read=read,
+            accept=lambda silo, _: None,
+        )
+
+    def _take_advert(self, silo: str, record: ConfigRecord) -> None:
+        self.machine.add_advert(silo, _text(record, "advert"))
+
+    def _take_shares(self, silo: str, record: ConfigRecord) -> None:
+        self.machine.add_shares(silo, _pairs(record, "silos", "sealed"))
+
+    def _take_agreement(self, silo: str, record: ConfigRecord) -> None:
+        self.machine.add_agreement(silo, _text(record, "agreement"))
+
+    def _take_unmasking(self, silo: str, record: ConfigRecord) -> None:
+        unreadable = record.get("unreadable")
+        if not isinstance(unreadable, list) or not all(isinstance(x, str) for x in unreadable):
+            raise AbortError("malformed", "`unreadable` is no list of silos")
+        seeds, keys = _pairs(record, "seeds_of", "seeds"), _pairs(record, "keys_of", "keys")
+        self.machine.add_unmasking(silo, Unmasking(seeds, keys, tuple(map(str, unreadable))))
+
+
+def _words_in(reply: Message) -> np.ndarray:
+    record = reply.content.get("masked")
+    if not isinstance(record, ArrayRecord) or list(record) != ["words"]:
+        raise AbortError("malformed", "the reply has no masked vector")
+    array = record["words"]
+    if array.dtype != "uint64" or array.stype != WIRE_STYPE or len(array.data) % WORD.itemsize:
+        raise AbortError("malformed", "the masked vector is not of 64-bit words")
+    return np.frombuffer(array.data, WORD)
+
+
+def _text(record: ConfigRecord, name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise AbortError("malformed", f"`{name}` is no text")
+    return value
+
+
+def _pairs(record: ConfigRecord, names: str, values: str) -> dict[str, bytes]:
+    silos, given = record.get(names), record.get(values)
+    if (
+        not isinstance(silos, list)
+        or not isinstance(given, list)
+        or len(silos) != len(given)
+        or len({*map(str, silos)}) < len(silos)
+        or not all(isinstance(one, bytes) for one in given)
+    ):
+        raise AbortError("malformed", f"`{names}` and `{values}` don't go together")
+    return {str(silo): bytes(one) for silo, one in zip(silos, given, strict=True)}

@@ -1,0 +1,147 @@
+"""A silo's part over messages: bounded, of one run, and one set of survivors a round."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from fedtune_client.secure import Agreed, SecurePart
+from fedtune_client.update import LocalUpdate
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedtune.config.schema import RunConfig
+from fedtune.secagg.abort import AbortError
+from fedtune.secagg.coordinator import Coordinator
+from fedtune.secagg.messages import write_set, write_terms
+from fedtune.secagg.terms import Terms, choose
+from fedtune.secagg.weighted import encoding_of
+from fedtune.tensors import TensorSet
+from tests.secagg.conftest import identities, identity_of, names
+
+SILOS, RUN = names(4), "a" * 64
+DELTA = TensorSet({"w": torch.full((6,), 0.001)})
+CONFIG = RunConfig.model_validate(
+    {"secure_aggregation": {"enabled": True, "bound": 0.01}, "federation": {"rounds": 3}}
+)
+
+
+@pytest.fixture(autouse=True)
+def _flower_knows_a_task() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def parts(folder: Path | None = None) -> dict[str, SecurePart]:
+    return {
+        silo: SecurePart(
+            silo,
+            CONFIG,
+            RUN,
+            identity_of(silo),
+            identities(SILOS),
+            3,
+            0,
+            Agreed(folder / f"{silo}.jsonl" if folder else None),
+        )
+        for silo in SILOS
+    }
+
+
+def terms(attempt: int = 0, **changes: object) -> Terms:
+    words = encoding_of(CONFIG, DELTA.spec, 4).words
+    given = {"run": RUN, "round_number": 1, "attempt": attempt, "silos": SILOS, "words": words}
+    return choose(**{**given, **changes}, colluders=0, dropouts=0)  # type: ignore[arg-type]
+
+
+def asked(step: str, of: Terms, **content: object) -> Message:
+    record = {"step": step, "context": of.digest.hex(), **content}
+    message = RecordDict({"secure": ConfigRecord(record)})  # type: ignore[arg-type]
+    made = Message(message, dst_node_id=1, message_type="query.secure")
+    vars(made.metadata).update(_message_id="1", _src_node_id=1)
+    return made
+
+
+def masked(there: dict[str, SecurePart], of: Terms) -> Coordinator:
+    """Every stage up to the survivors; `there` are all silos' parts."""
+    machine = Coordinator(of, identities(SILOS))
+    for silo, part in there.items():
+        told = part.answer(asked("advertise", of, terms=write_terms(of))).content["secure"]
+        machine.add_advert(silo, told["advert"])
+    for silo, adverts in machine.close_adverts().items():
+        told = there[silo].answer(asked("share", of, adverts=adverts)).content["secure"]
+        machine.add_shares(silo, dict(zip(told["silos"], told["sealed"], strict=True)))
+    shared, held = machine.close_shares()
+    for silo, shares in held.items():
+        told = {"shared": shared, "silos": [*shares], "sealed": [*shares.values()]}
+        there[silo].check_due(asked("", of), 1)
+        there[silo].masked(asked("", of, **told), LocalUpdate(DELTA, 5), DELTA.spec)
+    return machine
+
+
+def test_a_round_tried_again_is_signed_for_the_same_survivors_only(tmp_path: Path):
+    first, again = terms(0), terms(1)
+    there = parts(tmp_path)
+    masked(there, first)
+    survivors = write_set(SILOS, first)
+    there[SILOS[0]].answer(asked("agree", first, survivors=survivors))
+    there = parts(tmp_path)  # the node was started again
+    masked(there, again)
+    fewer = write_set(SILOS[:3], again)  # enough, by its terms
+    with pytest.raises(AbortError, match="other survivors of round 1 before"):
+        there[SILOS[0]].answer(asked("agree", again, survivors=fewer))
+    there = parts(tmp_path)
+    masked(there, again)
+    assert there[SILOS[0]].answer(asked("agree", again, survivors=survivors))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run": "b" * 64}, "of another run"),
+        ({"round_number": 4}, "of another run"),
+        ({"silos": names(5)}, "not in the roster"),
+        ({"silos": SILOS[1:]}, "distinct names with ours"),
+    ],
+)
+def test_terms_of_another_run_or_roster_are_refused(changes: dict, said: str):
+    of = terms(**changes)
+    with pytest.raises(AbortError, match=said):
+        parts()[SILOS[0]].answer(asked("advertise", of, terms=write_terms(of)))
+
+
+@pytest.mark.parametrize(
+    ("step", "content"),
+    [
+        ("advertise", {"terms": "{"}),
+        ("advertise", {"terms": 7}),
+        ("advertise", {}),
+        ("share", {"adverts": "text"}),
+        ("share", {"adverts": [1]}),
+        ("agree", {"survivors": b"bytes"}),
+        ("unmask", {}),
+        ("erase", {}),
+    ],
+)
+def test_what_is_no_message_ends_the_part_and_nothing_else(step: str, content: dict):
+    of, part = terms(), parts()[SILOS[0]]
+    part.answer(asked("advertise", of, terms=write_terms(of)))
+    with pytest.raises(AbortError):
+        part.answer(asked(step, of, **content))
+
+
+def test_nothing_is_trained_for_a_round_that_is_not_at_work():
+    of, part = terms(), parts()[SILOS[0]]
+    with pytest.raises(AbortError, match="no secure round"):
+        part.check_due(asked("", of), 1)
+    part.answer(asked("advertise", of, terms=write_terms(of)))
+    with pytest.raises(AbortError, match="round 1"):
+        part.check_due(asked("", of), 2)
+    with pytest.raises(AbortError, match="another round"):
+        part.check_due(asked("", terms(1)), 1)
+
+
+def test_a_run_without_secure_aggregation_has_no_part():
+    of = terms()
+    part = parts()[SILOS[0]]
+    part.config = RunConfig()
+    with pytest.raises(AbortError, match="not one with secure aggregation"):
+        part.answer(asked("advertise", of, terms=write_terms(of)))
