@@ -32,6 +32,8 @@ class Served:
     tls: ssl.SSLContext | None = None
     last_answers_seconds: float = 2.0
     """How long `stop` waits for calls that are under way."""
+    idle_seconds: float = 75.0
+    """How long a line is kept on which no whole call begins. A node keeps its own for 60."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
@@ -47,6 +49,7 @@ class Served:
                 access_log=None,
                 logger=_log,
                 shutdown_timeout=self.last_answers_seconds,
+                keepalive_timeout=self.idle_seconds,
             )
             try:
                 self._loop.run_until_complete(runner.setup())

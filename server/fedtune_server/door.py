@@ -11,6 +11,7 @@ is a copy of the node's folder, or a thief's. SuperLink listens on loopback behi
 import asyncio
 import base64
 import binascii
+import datetime
 import logging
 import ssl
 import time
@@ -36,6 +37,7 @@ from fedtune.serving.line import NODE_HEADER, SMALLEST_REPLY_BYTES
 from fedtune_server.letters import Answer, Letters, reply_in
 from fedtune_server.refusals import Refusals
 from fedtune_server.repeats import Repeats
+from fedtune_server.under_way import NotNowError, TooLargeError, UnderWay
 
 ALLOWED = frozenset(
     f"/v1/fleet/{call}"
@@ -52,6 +54,8 @@ ALLOWED = frozenset(
         "confirm-message-received",
     )
 )
+_NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which the module `ssl` has no name."""
 _SILENT_SECONDS = 60.0
 _LARGEST_BODY_BYTES = 4 * 2**20  # a node sends pieces of 1 MiB
 _PULL, _CONFIRM, _PUSH, _PIECE, _LEAVE = (
@@ -100,6 +104,7 @@ class Door:
     roster: Callable[[], Roster]
     seen: Callable[[str, str, int], None] = field(default=lambda silo, what, size: None)
     largest_reply: int = SMALLEST_REPLY_BYTES
+    under_way: UnderWay = field(default_factory=UnderWay)
     _holders: dict[str, Holder] = field(default_factory=dict, init=False)
     _letters: Letters = field(default_factory=Letters, init=False)
     _repeats: Repeats = field(default_factory=Repeats, init=False)
@@ -109,7 +114,7 @@ class Door:
 
     def application(self) -> web.Application:
         """What answers; every path goes through `answer`."""
-        app = web.Application(client_max_size=_LARGEST_BODY_BYTES)
+        app = web.Application()
         app.router.add_route("*", "/{path:.*}", self.answer)
         app.cleanup_ctx.append(self._inside)
         return app
@@ -123,9 +128,13 @@ class Door:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Pass on what this silo may ask; refuse the rest with 403 and a line in the log."""
-        member = self._silo_of(request)
-        if member is None:
+        certificate = _certificate_of(request)
+        member = self._silo_of(certificate)
+        if certificate is None or member is None:
             return self._refuse("unknown", "its certificate's key is not in the roster", request)
+        why_not_now = _out_of_date(certificate)
+        if why_not_now is not None:
+            return self._refuse(member.silo, why_not_now, request)
         if request.method != "POST" or request.raw_path not in ALLOWED:
             path = f" {request.raw_path[:80]!r}"
             return self._refuse(member.silo, "may not call", request, said=path)
@@ -138,29 +147,36 @@ class Door:
             why = "another process with this silo's keys is here already: is its folder copied?"
             return self._refuse(member.silo, why, request, status=409)
         try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
+            with self.under_way.call(member.silo) as call:
+                body = await call.body(request.content, _LARGEST_BODY_BYTES)
+                return await self._pass_on(request, member.silo, body)
+        except TooLargeError:
             why = f"sent a body of more than {_LARGEST_BODY_BYTES} bytes"
             return self._refuse(member.silo, why, request, status=413)
-        self.seen(member.silo, "up", len(body))
+        except NotNowError as error:  # a node makes a call again on a 503
+            return self._refuse(member.silo, str(error), request, status=503)
+
+    async def _pass_on(self, request: web.Request, silo: str, body: bytes) -> web.Response:
+        """What the SuperLink answers to a call of this silo's node, if it is one to pass on."""
+        self.seen(silo, "up", len(body))
         if request.path == _PUSH:
             answered = reply_in(body)
             if answered is None:
-                return self._refuse(member.silo, "sent what is no reply of its own", request)
-            if self._letters.answers(member.silo, answered):
-                self._reply_bytes[member.silo] = 0
+                return self._refuse(silo, "sent what is no reply of its own", request)
+            if self._letters.answers(silo, answered):
+                self._reply_bytes[silo] = 0
         if request.path in (_PUSH, _PIECE):
-            self._reply_bytes[member.silo] += len(body)
-            if self._reply_bytes[member.silo] > self.largest_reply:
+            self._reply_bytes[silo] += len(body)
+            if self._reply_bytes[silo] > self.largest_reply:
                 why = f"its reply is larger than {self.largest_reply} bytes"
-                return self._refuse(member.silo, why, request, status=413)
+                return self._refuse(silo, why, request, status=413)
         headers = {
             name: request.headers[name] for name in _FLOWER_HEADERS if name in request.headers
         }
-        status, content, kind = await self._ask(request, member.silo, body, headers)
+        status, content, kind = await self._ask(request, silo, body, headers)
         if request.path == _LEAVE:
-            self._holders.pop(member.silo, None)
-        self.seen(member.silo, "down", len(content))
+            self._holders.pop(silo, None)
+        self.seen(silo, "down", len(content))
         return web.Response(status=status, body=content, headers={"content-type": kind})
 
     async def _ask(
@@ -194,16 +210,12 @@ class Door:
             async with self._session.post(self.inner + path, data=body, headers=headers) as given:
                 content = await given.read()
                 return Answer(given.status, content, given.headers.get("content-type", ""))
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             _log.warning("the SuperLink doesn't answer: %s", error)
             return Answer(503, b"", "text/plain")
 
-    def _silo_of(self, request: web.Request) -> Member | None:
-        tls = request.transport.get_extra_info("ssl_object") if request.transport else None
-        given = tls.getpeercert(binary_form=True) if tls is not None else None
-        if given is None:
-            return None
-        return self.roster().by_tls_key(key_digest(x509.load_der_x509_certificate(given)))
+    def _silo_of(self, certificate: x509.Certificate | None) -> Member | None:
+        return self.roster().by_tls_key(key_digest(certificate)) if certificate else None
 
     def _holder(self, silo: str, request: web.Request) -> Holder | None:
         """The process that speaks for the silo, if this request is of it."""
@@ -225,13 +237,35 @@ class Door:
 
 
 def outer_tls(certificate: str, key: str, authority: str) -> ssl.SSLContext:
-    """TLS 1.2 or later that wants a client certificate of the consortium's authority."""
+    """TLS 1.2 or later that wants a client certificate of the consortium's authority.
+
+    The door itself looks at the certificate's dates, at each call: a handshake that fails for them
+    would tell nobody whose they are.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(authority)
     context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= _NO_CHECK_TIME
     return context
+
+
+def _certificate_of(request: web.Request) -> x509.Certificate | None:
+    tls = request.transport.get_extra_info("ssl_object") if request.transport else None
+    given = tls.getpeercert(binary_form=True) if tls is not None else None
+    return x509.load_der_x509_certificate(given) if given is not None else None
+
+
+def _out_of_date(certificate: x509.Certificate) -> str | None:
+    """Why it is not good today, by this machine's clock."""
+    now = datetime.datetime.now(datetime.UTC)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > last:
+        return f"its certificate has expired ({last:%Y-%m-%d}): enroll its request once more"
+    if now < first:
+        return f"its certificate is good from {first:%Y-%m-%d} on: which clock is wrong?"
+    return None
 
 
 def _is_key_of(member: Member, header: str) -> bool:

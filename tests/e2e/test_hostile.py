@@ -178,5 +178,7 @@ def test_an_expired_certificate_is_not_let_in(federation: Federation, tmp_path: 
     (tmp_path / "node.crt").write_text(pem(expired))
     context = ssl.create_default_context(cafile=str(project.certificates / "authority.crt"))
     context.load_cert_chain(tmp_path / "node.crt", federation.folder / "north" / "keys" / "tls.pem")
-    with pytest.raises(httpx.HTTPError), httpx.Client(verify=context) as late:
-        late.post(f"https://127.0.0.1:{project.config.port}/v1/fleet/pull-messages")
+    with httpx.Client(verify=context) as late:
+        answer = late.post(f"https://127.0.0.1:{project.config.port}/v1/fleet/pull-messages")
+    assert (answer.status_code, answer.text.split(" (")[0]) == (403, "its certificate has expired")
+    assert "silo north at 127.0.0.1: its certificate has expired" in federation.told("server")
