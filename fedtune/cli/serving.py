@@ -1,5 +1,6 @@
 """What `start` commands share: a log in a file and on stderr, and an orderly end."""
 
+import copy
 import logging
 import signal
 import sys
@@ -20,6 +21,12 @@ class _Lines(logging.Formatter):
     """One line an entry, and a traceback set in below it: entries quote what others sent, who must
     not be able to write entries of their own.
     """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The entry, whoever has formatted it before: logging keeps the first one's traceback."""
+        own = copy.copy(record)
+        own.exc_text = None
+        return super().format(own)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The entry without its traceback."""
