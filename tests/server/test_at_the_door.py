@@ -132,3 +132,20 @@ def test_what_failed_is_asked_again():
         assert await repeats.once("north", "/push", b"piece", ask) == GOOD
 
     asyncio.run(go())
+
+
+def test_a_hundred_silos_that_wait_do_not_wear_the_superlink_out():
+    async def go() -> int:
+        letters, link = Letters(), SuperLink()
+        waiting = [
+            asyncio.create_task(letters.next(f"silo-{number}", link, never))
+            for number in range(100)
+        ]
+        await asyncio.sleep(1.3)
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert letters._waiting == 0
+        return link.asked
+
+    assert 100 <= asyncio.run(go()) < 200  # 300 at half a second for each
