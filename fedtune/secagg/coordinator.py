@@ -6,6 +6,7 @@ AbortError and leaves the round as it was, without that silo in what follows.
 """
 
 import itertools
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import comb
@@ -45,7 +46,7 @@ class Coordinator:
     _sum: np.ndarray = field(init=False)
     _survivors: set[str] = field(default_factory=set, init=False)
     _agreements: dict[str, str] = field(default_factory=dict, init=False)
-    _unmaskings: dict[str, Unmasking] = field(default_factory=dict, init=False)
+    _unmaskings: dict[str, Unmasking] = field(default_factory=dict, init=False, repr=False)
     suspects: dict[str, str] = field(default_factory=dict, init=False)
     """Silos whose shares were wrong, and how: theirs, or those that they were given."""
 
@@ -114,10 +115,11 @@ class Coordinator:
     def add_agreement(self, silo: str, text: str) -> None:
         """Take a survivor's signature to the sets."""
         agreement = read_agreement(text, self.terms, dict(self.identities))
-        ours = write_set(self._shared, self.terms), write_set(self._survivors, self.terms)
         if agreement.silo != silo or silo not in self._survivors or silo in self._agreements:
             raise AbortError("members", f"{silo} sent {agreement.silo}'s agreement, or two")
-        if (agreement.shared, agreement.survivors) != ours:
+        sets = self._shared, self._survivors, self._neighbours(silo, self._shared)
+        told = (agreement.shared, agreement.survivors, agreement.neighbours)
+        if told != tuple(write_set(one, self.terms) for one in sets):
             raise AbortError("sets", f"{silo} agrees to other sets")
         self._agreements[silo] = text
 
@@ -224,10 +226,13 @@ class Coordinator:
 
 
 def _subsets(points: Iterable[int], size: int) -> Iterable[tuple[int, ...]]:
-    """All subsets of `size`, or where these are many those of neighbours in a ring first."""
+    """All subsets of `size`, or where these are many those of neighbours in a ring and then any
+    drawn ones: a few wrong shares are in few of these, wherever they are.
+    """
     ordered = sorted(points)
     if comb(len(ordered), size) <= _MOST_TRIES:
         return itertools.combinations(ordered, size)
     ring = ordered + ordered
     turned = (tuple(sorted(ring[start : start + size])) for start in range(len(ordered)))
-    return itertools.chain(turned, itertools.combinations(ordered, size))
+    draw = random.SystemRandom()
+    return itertools.chain(turned, iter(lambda: tuple(sorted(draw.sample(ordered, size))), ()))

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from fedtune.config.section import Section
@@ -26,6 +27,9 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+SiloSet = Annotated[str, Field(pattern=r"^[0-9a-f]{2,2500}$")]
+
+
 class Advert(Section):
     """A silo's fresh public keys (X25519, hex), what its own mask's seed is recognised by, and who
     is to hold shares of its secrets.
@@ -40,12 +44,15 @@ class Advert(Section):
 
 
 class Agreement(Section):
-    """The sets that a silo goes by: who shared its secrets, and whose vector is in the sum."""
+    """The sets that a silo goes by: who shared its secrets, whose vector is in the sum, and which
+    neighbours it has a mask with.
+    """
 
     context: Hex32
     silo: _Name
-    shared: Annotated[str, Field(pattern=r"^[0-9a-f]{2,2500}$")]
-    survivors: Annotated[str, Field(pattern=r"^[0-9a-f]{2,2500}$")]
+    shared: SiloSet
+    survivors: SiloSet
+    neighbours: SiloSet
 
 
 def write_advert(advert: Advert, identity: Ed25519PrivateKey) -> str:
@@ -64,6 +71,8 @@ def read_advert(text: str, terms: Terms, identities: dict[str, bytes]) -> Advert
         or not chosen <= set(terms.silos) - {advert.silo}
     ):
         raise AbortError("members", f"{advert.silo}'s shareholders are not {terms.shareholders}")
+    if not (_is_point(advert.channel_key) and _is_point(advert.mask_key)):
+        raise AbortError("malformed", f"a key of {advert.silo} is no key")
     return advert
 
 
@@ -105,7 +114,7 @@ def read_set(text: str, terms: Terms) -> frozenset[str]:
     size = -(-len(terms.silos) // 8)
     try:
         raw = bytes.fromhex(text)
-    except ValueError:
+    except (ValueError, TypeError):
         raise AbortError("malformed", "a set of silos is not hex") from None
     bits = int.from_bytes(raw, "big")
     if len(raw) != size or bits >> len(terms.silos) or raw.hex() != text:
@@ -129,6 +138,15 @@ def _unsealed(kind: str, text: str, identities: dict[str, bytes]) -> str:
         return unseal(kind, text, identities[silo])
     except ValueError:
         raise AbortError("signature", f"a {kind} isn't signed by {silo}") from None
+
+
+def _is_point(key: str) -> bool:
+    """Whether exchanges with the key give anything: with a point of small order all give zero."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(key)))
+    except ValueError:
+        return False
+    return True
 
 
 def _check_context(context: str, terms: Terms, what: str) -> None:

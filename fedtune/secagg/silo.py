@@ -49,14 +49,18 @@ class Unmasking:
     after they had shared them. `unreadable` names those whose shares could not be decrypted.
     """
 
-    seeds: dict[str, bytes]
-    keys: dict[str, bytes]
+    seeds: dict[str, bytes] = field(repr=False)
+    keys: dict[str, bytes] = field(repr=False)
     unreadable: tuple[str, ...]
 
 
 @dataclass
 class Silo:
     """A silo in one round. `identities` are all silos' public keys (32 bytes) by the roster.
+
+    That no two sets of survivors get a quorum, and no sum is taken apart by another, rests on each
+    silo keeping to one life: never two of the same terms (the attempt counts up), and once a silo
+    has unmasked, no further attempt of that round.
 
     Raises AbortError on terms that don't bear `colluders` or may open a sum of fewer than
     `min_silos`, which are the silo's own policy.
@@ -69,13 +73,19 @@ class Silo:
     min_silos: int
     colluders: int
     _next: str = field(default="advertise", init=False)
-    _channel: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, init=False)
-    _mask: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, init=False)
-    _seed: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_BYTES), init=False)
+    _channel: X25519PrivateKey = field(
+        default_factory=X25519PrivateKey.generate, init=False, repr=False
+    )
+    _mask: X25519PrivateKey = field(
+        default_factory=X25519PrivateKey.generate, init=False, repr=False
+    )
+    _seed: bytes = field(
+        default_factory=lambda: secrets.token_bytes(KEY_BYTES), init=False, repr=False
+    )
     _shareholders: frozenset[str] = field(default=frozenset(), init=False)
     _neighbours: dict[str, Advert] = field(default_factory=dict, init=False)
-    _own_share: bytes = field(default=b"", init=False)
-    _held: dict[str, bytes] = field(default_factory=dict, init=False)
+    _own_share: bytes = field(default=b"", init=False, repr=False)
+    _held: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
     _shared: frozenset[str] = field(default=frozenset(), init=False)
     _survivors: frozenset[str] = field(default=frozenset(), init=False)
 
@@ -144,12 +154,15 @@ class Silo:
                 raise AbortError("sets", "we are said not to have shared our secrets, and did")
             if len(self._shared) < self.terms.quorum:
                 raise AbortError("too few", f"{len(self._shared)} silos shared their secrets")
-            self._check_enough(self._shareholders & set(self._there), "have their shares")
+            withheld = (self._shareholders & self._shared) - self._neighbours.keys()
+            if withheld:  # a mask less: the sums of two groups could be opened one by one
+                raise AbortError("members", f"{min(withheld)}'s advert was kept from us")
+            self._check_enough(self._shareholders & self._shared, "have their shares")
             due = {silo for silo in self._there if self._holds_for(self._neighbours[silo])}
             if shares.keys() != due:
                 odd = sorted(shares.keys() ^ due)[0]
                 raise AbortError("members", f"{odd}'s shares are missing, or not for us")
-            if any(len(sealed) != SEALED_BYTES for sealed in shares.values()):
+            if any(type(one) is not bytes or len(one) != SEALED_BYTES for one in shares.values()):
                 raise AbortError("malformed", f"shares are not of {SEALED_BYTES} bytes")
             self._held = dict(shares)
             masked = vector.copy()
@@ -170,6 +183,7 @@ class Silo:
                 raise AbortError("sets", "we are said to be lost, and sent our vector")
             if len(self._survivors) < self.terms.quorum:
                 raise AbortError("too few", f"{len(self._survivors)} silos are in the sum")
+            self._check_enough(self._shareholders & self._survivors, "are in the sum")
             return write_agreement(self._agreement(), self.identity)
 
     def unmask(self, agreements: Sequence[str]) -> Unmasking:
@@ -177,16 +191,18 @@ class Silo:
         with _Step(self, "unmask"):
             if len(agreements) > len(self.terms.silos):
                 raise AbortError("members", f"{len(agreements)} agreements")
-            ours, signers = self._agreement(), set()
+            ours = self._agreement()
+            masked_with: dict[str, frozenset[str]] = {}
             for text in agreements:
                 agreement = read_agreement(text, self.terms, dict(self.identities))
                 if (agreement.shared, agreement.survivors) != (ours.shared, ours.survivors):
                     raise AbortError("sets", f"{agreement.silo} was told of other sets")
-                if agreement.silo in signers or agreement.silo not in self._survivors:
+                if agreement.silo in masked_with or agreement.silo not in self._survivors:
                     raise AbortError("members", f"{agreement.silo} signs twice or is lost")
-                signers.add(agreement.silo)
-            if len(signers) < self.terms.quorum:
-                raise AbortError("too few", f"{len(signers)} silos agree to the survivors")
+                masked_with[agreement.silo] = read_set(agreement.neighbours, self.terms)
+            if len(masked_with) < self.terms.quorum:
+                raise AbortError("too few", f"{len(masked_with)} silos agree to the survivors")
+            _check_mutual(masked_with)
             return self._revealed()
 
     def _revealed(self) -> Unmasking:
@@ -209,6 +225,7 @@ class Silo:
             silo=self.name,
             shared=write_set(self._shared, self.terms),
             survivors=write_set(self._survivors, self.terms),
+            neighbours=write_set(self._there, self.terms),
         )
 
     @property
@@ -250,10 +267,17 @@ def _exchanged(
     purpose: Literal["mask", "shares"],
     pair: tuple[str, str],
 ) -> bytes:
-    try:
-        return pair_key(own, bytes.fromhex(other), context, purpose, pair)
-    except ValueError:  # the all-zero result of a point of small order
-        raise AbortError("malformed", f"a key of {pair[0]} or {pair[1]} is no key") from None
+    return pair_key(own, bytes.fromhex(other), context, purpose, pair)
+
+
+def _check_mutual(masked_with: Mapping[str, Collection[str]]) -> None:
+    """A silo that was kept from knowing a neighbour has no mask with it, and could be summed apart
+    from it: each mask must have both its ends.
+    """
+    for silo, neighbours in masked_with.items():
+        for other in neighbours:
+            if other in masked_with and silo not in masked_with[other]:
+                raise AbortError("sets", f"{silo} has a mask with {other}, which has none with it")
 
 
 @dataclass

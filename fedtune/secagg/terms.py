@@ -52,7 +52,11 @@ class Terms:
 
     def number(self, silo: str) -> int:
         """A silo's number, from 1 on: the point of its shares, and its bit in a set (less one)."""
-        return self.silos.index(silo) + 1
+        return self._numbers[silo]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {silo: number for number, silo in enumerate(self.silos, 1)}
 
     def check(self, *, own: str, min_silos: int, colluders: int) -> None:
         """Raise AbortError unless they protect `own` from `colluders` other silos that help the

@@ -12,7 +12,14 @@ from fedtune.secagg.abort import AbortError
 from fedtune.secagg.messages import Advert, write_advert, write_set
 from fedtune.secagg.silo import SEALED_BYTES, Silo
 from fedtune.secagg.terms import Terms
-from tests.secagg.conftest import Round, identities, identity_of, names, terms_of, vectors_of
+from tests.secagg.conftest import (
+    Round,
+    identities,
+    identity_of,
+    names,
+    terms_of,
+    vectors_of,
+)
 
 VICTIM, OTHER, COLLUDER = names(3)
 COUNT, COLLUDERS = 7, 1
@@ -159,21 +166,78 @@ def old_agreement() -> None:
     made.silos[VICTIM].unmask([*agreements[:-1], old[-1]])
 
 
-def small_order_key() -> None:
+def small_order(key: str) -> Callable[[], None]:
+    def wrong(text: str) -> str:
+        return rewritten(text, identity_of(COLLUDER), **{key: bytes(32).hex()})
+
+    return told(lambda all_: of(all_, COLLUDER, wrong))
+
+
+def sparse(words: int = 5) -> Round:
+    """A round of which each silo has shareholders, and masks, with some of the others only."""
+    terms = terms_of(120, words, colluders=6, dropouts=12)
+    return Round(terms, 6)
+
+
+def shareholders(adverts: list[str], silo: str) -> set[str]:
+    every = {one.silo: one for one in map(advert_of, adverts)}
+    return set(every[silo].shareholders)
+
+
+def advert_of(text: str) -> Advert:
+    return Advert.model_validate_json(contents("secagg advert", text))
+
+
+def advert_of_no_neighbour() -> None:
+    made = sparse()
+    given = made.advertise()
+    near = {advert_of(text).silo for text in given[VICTIM]}
+    far = next(text for name in given for text in given[name] if advert_of(text).silo not in near)
+    made.silos[VICTIM].share([*given[VICTIM], far])
+
+
+def kept_from_each_other() -> None:
+    """Neither learns of the other, so that they have no mask with each other."""
     made = fresh()
-    advert = rewritten(
-        made.silos[COLLUDER].advertise(), identity_of(COLLUDER), mask_key=bytes(32).hex()
+    adverts = made.advertise()
+    for one, other in ((VICTIM, OTHER), (OTHER, VICTIM)):
+        adverts[one] = [text for text in adverts[one] if advert_of(text).silo != other]
+    dealt = {name: silo.share(adverts[name]) for name, silo in made.silos.items()}
+    held = {dealer: shares[VICTIM] for dealer, shares in dealt.items() if VICTIM in shares}
+    masked(made, held, set_of(made))
+
+
+def neighbour_kept_unknown() -> None:
+    """One silo drew another as its shareholder and masks with it; that other is never told."""
+    made = sparse()
+    adverts = made.advertise()
+    every = {advert_of(text).silo: advert_of(text) for texts in adverts.values() for text in texts}
+    hidden, from_ = next(
+        (silo, holder)
+        for silo, advert in every.items()
+        for holder in advert.shareholders
+        if silo not in every[holder].shareholders
     )
-    for name, silo in made.silos.items():
-        made.coordinator.add_advert(name, advert if name == COLLUDER else silo.advertise())
-    adverts = made.coordinator.close_adverts()
-    del made.silos[COLLUDER]
+    adverts[from_] = [text for text in adverts[from_] if advert_of(text).silo != hidden]
     for name, silo in made.silos.items():
         made.coordinator.add_shares(name, silo.share(adverts[name]))
-    dealt = dict.fromkeys(set(names(COUNT)) - {COLLUDER}, bytes(SEALED_BYTES))
-    made.coordinator.add_shares(COLLUDER, dealt)
     shared, held = made.coordinator.close_shares()
-    masked(made, held[VICTIM], shared)
+    held[from_].pop(hidden)
+    for name, silo in made.silos.items():
+        silo.mask(vectors_of(made.terms)[name], held[name], shared)
+    signed = [silo.agree(set_of(made)) for silo in made.silos.values()]
+    made.silos[VICTIM].unmask(signed)
+
+
+def survivors_without_shareholders() -> None:
+    """All with whom it has masks are said to be lost, so that their keys would be revealed."""
+    made = sparse()
+    adverts = made.advertise()
+    shared, held = made.share(adverts)
+    made.mask(vectors_of(made.terms), shared, held)
+    one = next(iter(made.silos))
+    every = [text for texts in adverts.values() for text in texts]
+    made.silos[one].agree(set_of(made, *shareholders(every, one)))
 
 
 def skipped() -> None:
@@ -273,9 +337,22 @@ ATTACKS: dict[str, tuple[str, Callable[[], object]]] = {
         "malformed",
         at_mask(lambda shared, held, made: masked(made, {**held, OTHER: b"short"}, shared)),
     ),
+    "shares that are no bytes": (
+        "malformed",
+        at_mask(lambda shared, held, made: masked(made, {**held, OTHER: None}, shared)),
+    ),
+    "a set that is no text": (
+        "malformed",
+        at_mask(lambda shared, held, made: masked(made, held, None)),
+    ),
     "a second vector for another set, to see a mask": ("order", at_mask(two_vectors)),
     "a vector before secrets are shared": ("order", skipped),
-    "a key of small order": ("malformed", small_order_key),
+    "a mask key of small order": ("malformed", small_order("mask_key")),
+    "a channel key of small order": ("malformed", small_order("channel_key")),
+    "an advert of no neighbour": ("members", advert_of_no_neighbour),
+    "two silos kept from each other": ("members", kept_from_each_other),
+    "a neighbour that is never told of a mask": ("sets", neighbour_kept_unknown),
+    "survivors of whom none has the victim's shares": ("too few", survivors_without_shareholders),
     "a survivor that never shared": (
         "sets",
         lambda: lost_before_sharing(),

@@ -5,11 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fedtune.identity.signed import contents
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.fixed_point import FixedPoint
+from fedtune.secagg.messages import (
+    Advert,
+    Agreement,
+    write_advert,
+    write_agreement,
+    write_set,
+)
 from fedtune.secagg.silo import SEALED_BYTES
-from tests.secagg.conftest import Round, names, plain_sum, terms_of, vectors_of
+from tests.secagg.conftest import Round, identity_of, names, plain_sum, terms_of, vectors_of
 
+KIND, SETS = "secagg advert", "secagg agreement"
 CHEAT, HONEST = names(7)[2], names(7)[3]
 
 
@@ -35,6 +44,25 @@ def test_an_advert_under_another_s_name_is_refused_and_the_round_goes_on_without
     total, survivors = made.unmask(made.agree(made.mask(vectors, shared, held)))
     assert CHEAT not in survivors
     assert np.array_equal(total, plain_sum(vectors, survivors))
+
+
+def test_a_key_with_which_nobody_can_agree_is_refused_and_the_round_goes_on_without():
+    made, vectors = made_with(), vectors_of(terms_of(7))
+    advert = Advert.model_validate_json(contents(KIND, made.silos.pop(CHEAT).advertise()))
+    bad = advert.model_copy(update={"channel_key": bytes(32).hex()})
+    text = write_advert(bad, identity_of(CHEAT))
+    refused("malformed", made, lambda: made.coordinator.add_advert(CHEAT, text))
+    total, survivors = made.unmask(made.agree(made.mask(vectors, *made.share(made.advertise()))))
+    assert np.array_equal(total, plain_sum(vectors, survivors))
+
+
+def test_a_signed_set_of_masks_that_is_not_the_silo_s_own_is_refused():
+    made, vectors = made_with(), vectors_of(terms_of(7))
+    survivors = made.mask(vectors, *made.share(made.advertise()))
+    true = Agreement.model_validate_json(contents(SETS, made.silos[CHEAT].agree(survivors)))
+    alone = true.model_copy(update={"neighbours": write_set([HONEST], made.terms)})
+    text = write_agreement(alone, identity_of(CHEAT))
+    refused("sets", made, lambda: made.coordinator.add_agreement(CHEAT, text))
 
 
 def test_shares_for_others_or_of_another_size_are_refused():
@@ -72,6 +100,23 @@ def test_a_wrong_share_is_told_apart_and_its_holder_named():
     total, survivors = made.coordinator.finish()
     assert np.array_equal(total, plain_sum(vectors, survivors))
     assert CHEAT in made.coordinator.suspects
+
+
+def test_a_few_wrong_shares_are_worked_around_wherever_they_are():
+    terms = terms_of(40, dropouts=19)
+    made, vectors = Round(terms), vectors_of(terms)
+    shared, held = made.share(made.advertise())
+    agreements = made.agree(made.mask(vectors, shared, held))
+    cheats = {names(40)[place] for place in (0, 13, 26)}  # one in each stretch of 21, the threshold
+    for name, silo in made.silos.items():
+        revealed = silo.unmask(agreements)
+        if name in cheats:
+            wrong = bytes(32) + b"\x07"
+            revealed = dataclasses.replace(revealed, seeds=dict.fromkeys(revealed.seeds, wrong))
+        made.coordinator.add_unmasking(name, revealed)
+    total, survivors = made.coordinator.finish()
+    assert np.array_equal(total, plain_sum(vectors, survivors))
+    assert made.coordinator.suspects.keys() == cheats
 
 
 def test_who_deals_shares_of_no_secret_is_named_and_nothing_is_opened():

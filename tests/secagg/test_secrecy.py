@@ -1,10 +1,13 @@
 """What the coordinator sees of a silo's vector is noise, fresh in each round."""
 
+import traceback
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from scipy import stats
 
+from fedtune.secagg.abort import AbortError
 from fedtune.secagg.masks import add_mask, pair_key, self_key
 from tests.secagg.conftest import Round, names, terms_of
 
@@ -56,6 +59,27 @@ def test_a_key_is_bound_to_round_purpose_and_silos():
         self_key(key, context, pair[0]),
     }
     assert len(others | {key}) == 6
+
+
+def test_no_secret_is_in_a_repr_or_in_what_an_abort_says():
+    made = Round(terms_of(5))
+    shared, held = made.share(made.advertise())
+    silo = made.silos[names(5)[0]]
+    known = [silo._seed, silo._own_share, silo._mask.private_bytes_raw()]
+    known.append(silo._channel.private_bytes_raw())
+    vector = np.zeros(5, np.uint64)
+    survivors = made.mask(dict.fromkeys(made.silos, vector), shared, held)
+    told = [repr(silo), repr(made.coordinator)]
+    agreements = made.agree(survivors)
+    revealed = silo.unmask(agreements)
+    known += [*revealed.seeds.values(), *revealed.keys.values()]
+    made.coordinator.add_unmasking(silo.name, revealed)
+    told += [repr(silo), repr(revealed), repr(made.coordinator)]
+    with pytest.raises(AbortError) as caught:
+        silo.unmask(agreements)
+    told += ["".join(traceback.format_exception(caught.value))]
+    for text in told:
+        assert not any(repr(one)[2:-1] in text or one.hex() in text for one in known)
 
 
 def folded(key: bytes, words: int, bits: int) -> np.ndarray:
