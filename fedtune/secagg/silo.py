@@ -58,9 +58,9 @@ class Unmasking:
 class Silo:
     """A silo in one round. `identities` are all silos' public keys (32 bytes) by the roster.
 
-    That no two sets of survivors get a quorum, and no sum is taken apart by another, rests on each
-    silo keeping to one life: never two of the same terms (the attempt counts up), and once a silo
-    has unmasked, no further attempt of that round.
+    That no two sets of survivors get a quorum, and that no two sums differ by a silo, rests on each
+    silo signing one set of survivors a round, over all attempts: who makes a second Silo for a
+    round must see to it.
 
     Raises AbortError on terms that don't bear `colluders` or may open a sum of fewer than
     `min_silos`, which are the silo's own policy.

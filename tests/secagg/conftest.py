@@ -27,7 +27,8 @@ def identities(silos: Collection[str]) -> dict[str, bytes]:
 
 
 def terms_of(count: int, words: int = 5, *, colluders: int = 0, dropouts: int = 0) -> Terms:
-    return choose("run", 1, 0, names(count), words, colluders=colluders, dropouts=dropouts)
+    load = {"colluders": colluders, "dropouts": dropouts, "min_silos": 2}
+    return choose("run", 1, 0, names(count), words, **load)
 
 
 @dataclass
