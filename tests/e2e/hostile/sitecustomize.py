@@ -95,9 +95,17 @@ def be_a_coordinator_that_repeats_itself():
 
     push = fedtune_server.collect._push
 
-    def twice(*given):
-        push(*given)
-        return push(*given)
+    def twice(grid, message):
+        push(grid, message)
+        told = message.metadata
+        again = type(message)(  # the same one would have the same id, and Flower knows that
+            message.content,
+            told.dst_node_id,
+            told.message_type,
+            ttl=told.ttl,
+            group_id=told.group_id,
+        )
+        return push(grid, again)
 
     fedtune_server.collect._push = twice
 
