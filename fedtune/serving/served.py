@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
+from fedtune.serving.listener import listeners
+
 _STARTING_SECONDS = 30.0
 _ENDING_SECONDS = 15.0
 _log = logging.getLogger(__name__)
@@ -53,8 +55,9 @@ class Served:
             )
             try:
                 self._loop.run_until_complete(runner.setup())
-                site = web.TCPSite(runner, self.host, self.port, ssl_context=self.tls)
-                self._loop.run_until_complete(site.start())
+                for listener in listeners(self.host, self.port):
+                    site = web.SockSite(runner, listener, ssl_context=self.tls)
+                    self._loop.run_until_complete(site.start())
                 began.append(runner.addresses[0][1])
             except BaseException as error:
                 began.append(error)
