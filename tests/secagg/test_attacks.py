@@ -76,9 +76,9 @@ def set_of(made: Round, *without: str) -> str:
     return write_set(set(made.terms.silos) - set(without), made.terms)
 
 
-def at_agreement(survivors: Callable[[Round], str]) -> Callable[[], None]:
+def at_agreement(survivors: Callable[[Round], str], **terms: object) -> Callable[[], None]:
     def attack() -> None:
-        made = fresh()
+        made = fresh(**terms)
         shared, held = made.share(made.advertise())
         made.mask(vectors_of(made.terms), shared, held)
         made.silos[VICTIM].agree(survivors(made))
@@ -166,6 +166,16 @@ def old_agreement() -> None:
     made.silos[VICTIM].unmask([*agreements[:-1], old[-1]])
 
 
+def lost_signer() -> None:
+    """A colluder that isn't in the sum signs, to make up the quorum."""
+    made = fresh()
+    shared, held = made.share(made.advertise())
+    made.lose([COLLUDER])
+    signed = made.agree(made.mask(vectors_of(made.terms), shared, held))
+    signed[-1] = rewritten(signed[-1], identity_of(COLLUDER), silo=COLLUDER)
+    made.silos[VICTIM].unmask(signed)
+
+
 def small_order(key: str) -> Callable[[], None]:
     def wrong(text: str) -> str:
         return rewritten(text, identity_of(COLLUDER), **{key: bytes(32).hex()})
@@ -191,7 +201,7 @@ def advert_of(text: str) -> Advert:
 def advert_of_no_neighbour() -> None:
     made = sparse()
     given = made.advertise()
-    near = {advert_of(text).silo for text in given[VICTIM]}
+    near = {VICTIM, *(advert_of(text).silo for text in given[VICTIM])}
     far = next(text for name in given for text in given[name] if advert_of(text).silo not in near)
     made.silos[VICTIM].share([*given[VICTIM], far])
 
@@ -238,6 +248,14 @@ def survivors_without_shareholders() -> None:
     one = next(iter(made.silos))
     every = [text for texts in adverts.values() for text in texts]
     made.silos[one].agree(set_of(made, *shareholders(every, one)))
+
+
+def few_sharers() -> None:
+    """Enough to give secrets back, and fewer than a sum is to have."""
+    made = fresh(quorum=7)
+    _, held = made.share(made.advertise())
+    few = names(COUNT)[: made.terms.threshold]
+    masked(made, {silo: held[VICTIM][silo] for silo in few[1:]}, write_set(few, made.terms))
 
 
 def skipped() -> None:
@@ -317,6 +335,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], object]]] = {
             )
         ),
     ),
+    "sharers fewer than a quorum": ("too few", few_sharers),
     "the victim is said not to have shared": (
         "sets",
         at_mask(lambda shared, held, made: masked(made, held, set_of(made, VICTIM))),
@@ -361,6 +380,10 @@ ATTACKS: dict[str, tuple[str, Callable[[], object]]] = {
         "too few",
         at_agreement(lambda made: write_set([VICTIM, OTHER], made.terms)),
     ),
+    "a sum of fewer than a quorum": (
+        "too few",
+        at_agreement(lambda made: set_of(made, OTHER), quorum=7),
+    ),
     "the victim is said to be lost": ("sets", at_agreement(lambda made: set_of(made, VICTIM))),
     "a second agreement, to other survivors": ("order", two_agreements),
     "other survivors to others": ("sets", different_survivors),
@@ -370,6 +393,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], object]]] = {
         "members",
         at_unmask(lambda all_: [*all_[:2], *[all_[2]] * 4]),
     ),
+    "an agreement of a silo that is lost": ("members", lost_signer),
     "an agreement that the coordinator signed": (
         "signature",
         at_unmask(lambda all_: [*all_[:-1], rewritten(all_[-1], STRANGER)]),
