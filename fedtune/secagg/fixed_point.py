@@ -23,7 +23,7 @@ from fedtune.secagg.masks import WORD
 
 BASE = 2_642_245
 DIGITS = 3
-_CHUNK = 1 << 18
+_CHUNK = 1 << 15  # its numbers stay in a core's cache from step to step
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class FixedPoint:
         """The largest error of one silo's number within `bound`."""
         return 2.0 * bound / (self.levels - 1)
 
-    def encode(self, values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        """Words, uint64 [words], of `values`, float [count], each cut to its bound, float [count].
+    def encode(self, values: np.ndarray, bounds: np.ndarray, factor: float = 1.0) -> np.ndarray:
+        """Words, uint64 [words], of `values`, float [count], each cut to its bound, float [count],
+        and multiplied by `factor`, at most 1.
 
         Raises ValueError on a value that isn't finite or a bound that isn't positive.
         """
@@ -64,15 +65,18 @@ class FixedPoint:
         if not np.isfinite(values).all() or not (bounds > 0).all():
             raise ValueError("numbers are to be finite, bounds positive")
         chance = Cipher(AES(secrets.token_bytes(32)), CTR(bytes(16))).encryptor()
-        digits = np.zeros(DIGITS * self.words, WORD)
+        digits = np.zeros(DIGITS * self.words, np.int64)
+        half = 0.5 * (self.levels - 1)
         for start in range(0, self.count, _CHUNK):
             part = slice(start, min(start + _CHUNK, self.count))
-            share = np.divide(values[part], bounds[part], dtype=np.float64).clip(-1.0, 1.0)
-            exact = (share + 1.0) * (0.5 * (self.levels - 1))
-            drawn = np.frombuffer(chance.update(bytes(4 * len(exact))), "<u4") * 2.0**-32
+            exact = np.divide(values[part], bounds[part], dtype=np.float64)
+            np.clip(exact, -1.0, 1.0, out=exact)
+            exact *= factor * half
+            exact += half
+            exact += np.frombuffer(chance.update(bytes(4 * len(exact))), "<u4") * 2.0**-32
             # below the next integer by construction, but for floating point at the very top
-            digits[part] = np.floor(exact + drawn).clip(0, self.levels - 1).astype(WORD)
-        low, middle, high = digits.reshape(DIGITS, self.words)
+            digits[part] = np.minimum(exact, self.levels - 1, out=exact)
+        low, middle, high = digits.view(WORD).reshape(DIGITS, self.words)
         return low + BASE * (middle + BASE * high)
 
     def decode(self, words: np.ndarray, summands: int, bounds: np.ndarray) -> np.ndarray:

@@ -62,10 +62,9 @@ class Weighted:
             raise ValueError(f"the weight is {weight}, want 1 at least")
         counted = min(weight, self.max_weight)
         values = np.concatenate([delta[name].numpy().ravel() for name, _ in self.spec])
-        bounds = self._each_bound()
         # cut before it is weighed: a number beyond its bound must not profit from a small weight
-        values = np.clip(values, -bounds, bounds) * (counted / self.max_weight)
-        return np.append(self._numbers.encode(values, bounds), WORD.type(counted))
+        words = self._numbers.encode(values, self._each_bound(), counted / self.max_weight)
+        return np.append(words, WORD.type(counted))
 
     def decode(self, total: np.ndarray, summands: int) -> tuple[TensorSet, int]:
         """The weighted mean of `summands` vectors, and the sum of their weights.
