@@ -183,6 +183,16 @@ def small_order(key: str) -> Callable[[], None]:
     return told(lambda all_: of(all_, COLLUDER, wrong))
 
 
+def wrong_shareholders(change: Callable[[list[str]], list[str]]) -> Callable[[], None]:
+    """A colluder's own advert, with shareholders that no silo may have."""
+
+    def wrong(text: str) -> str:
+        holders = change(list(advert_of(text).shareholders))
+        return rewritten(text, identity_of(COLLUDER), shareholders=holders)
+
+    return told(lambda all_: of(all_, COLLUDER, wrong))
+
+
 def sparse(words: int = 5) -> Round:
     """A round of which each silo has shareholders, and masks, with some of the others only."""
     terms = terms_of(120, words, colluders=6, dropouts=12)
@@ -317,6 +327,11 @@ ATTACKS: dict[str, tuple[str, Callable[[], object]]] = {
     "one silo twice": ("members", told(lambda all_: [*all_[:-1], all_[0]])),
     "more adverts than silos": ("members", told(lambda all_: all_ * 2)),
     "nearly all silos dropped": ("too few", told(lambda all_: all_[:2])),
+    "an advert of a million characters": (
+        "malformed",
+        told(lambda all_: [all_[0] + " " * 1_000_000, *all_[1:]]),
+    ),
+    "an advert that is no text at all": ("malformed", told(lambda all_: [None, *all_[1:]])),
     "an advert that is no text of ours": ("malformed", told(lambda all_: [*all_[1:], "{}"])),
     "an advert of the round before": ("context", old_advert(round=2)),
     "an advert of another run": ("context", old_advert(run="other")),
@@ -368,6 +383,17 @@ ATTACKS: dict[str, tuple[str, Callable[[], object]]] = {
     "a vector before secrets are shared": ("order", skipped),
     "a mask key of small order": ("malformed", small_order("mask_key")),
     "a channel key of small order": ("malformed", small_order("channel_key")),
+    "a silo that is its own shareholder": (
+        "members",
+        wrong_shareholders(lambda all_: [COLLUDER, *all_[1:]]),
+    ),
+    "a shareholder twice": ("members", wrong_shareholders(lambda all_: [*all_[1:], all_[-1]])),
+    "a shareholder more": ("members", wrong_shareholders(lambda all_: [*all_, all_[-1]])),
+    "fewer shareholders": ("members", wrong_shareholders(lambda all_: all_[1:])),
+    "a shareholder from elsewhere": (
+        "members",
+        wrong_shareholders(lambda all_: ["stranger", *all_[1:]]),
+    ),
     "an advert of no neighbour": ("members", advert_of_no_neighbour),
     "two silos kept from each other": ("members", kept_from_each_other),
     "a neighbour that is never told of a mask": ("sets", neighbour_kept_unknown),

@@ -8,6 +8,7 @@ from math import comb
 import pytest
 
 from fedtune.secagg.abort import AbortError
+from fedtune.secagg.messages import read_terms, write_terms
 from fedtune.secagg.terms import MAX_SILOS, MAX_WORDS, Terms, choose, worst_among
 from tests.secagg.conftest import names
 
@@ -57,6 +58,16 @@ def test_the_digest_tells_every_term():
     assert len({one.digest for one in [GOOD, *changed]}) == 9
     joined = dataclasses.replace(GOOD, silos=("a", "bc"))
     assert joined.digest != dataclasses.replace(GOOD, silos=("ab", "c")).digest
+
+
+def test_terms_come_back_as_they_were_sent_and_nothing_else_does():
+    text = write_terms(GOOD)
+    assert read_terms(text) == GOOD
+    other = [text.replace('"quorum":5', f'"quorum":{one}') for one in ("5.5", '"5"', "5,x")]
+    for odd in (None, "{}", text + " " * 1_000_000, *other):
+        with pytest.raises(AbortError) as caught:
+            read_terms(odd)
+        assert caught.value.reason == "malformed"
 
 
 @pytest.mark.parametrize(("silos", "bad", "drawn"), [(99, 5, 40), (299, 30, 60), (999, 100, 60)])
