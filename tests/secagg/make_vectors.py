@@ -30,6 +30,8 @@ from fedtune.secagg.terms import Terms
 
 SILOS = ("alpha", "beta", "gamma")
 TERMS = Terms("vectors", 1, 0, SILOS, words=3, shareholders=2, threshold=2, quorum=2)
+MANY = tuple("abcdefghijkl")
+SET_TERMS = Terms("vectors", 1, 0, MANY, words=3, shareholders=2, threshold=2, quorum=7)
 PAIRS = (("alpha", "beta"), ("alpha", "gamma"), ("beta", "gamma"))
 VALUES, BOUND = [-2.0, 2.0, 0.0, 1.0, -1.0, 2.0, -2.0], 2.0  # whole numbers of steps: no rounding
 LONG = 40_000  # words: more than the stream is made of at a time
@@ -88,6 +90,7 @@ def vectors() -> dict[str, Any]:
         "shamir": _sharing(),
         "sealed": _sealed(context),
         "messages": _messages(context),
+        "set": {"silos": MANY, "members": MANY[::11], "text": write_set(MANY[::11], SET_TERMS)},
         "fixed_point": _encoded(),
         "sum": _summed(own, pairs),
     }

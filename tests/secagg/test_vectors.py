@@ -89,6 +89,12 @@ def test_signatures_are_over_kind_and_content():
     assert (sets["shared"], sets["survivors"], sets["neighbours"]) == ("07", "05", "06")
 
 
+def test_a_set_is_a_bit_for_each_silo_the_first_one_last():
+    assert FILE["set"]["members"] == ["a", "l"]
+    assert int(FILE["set"]["text"], 16) == 0b1000_0000_0001
+    assert len(FILE["set"]["text"]) == 4
+
+
 def test_fixed_point_words_and_the_masked_sum_by_hand():
     told = FILE["fixed_point"]
     assert told["levels"] == 2_642_244 // 3 + 1
