@@ -51,8 +51,11 @@ _OFF = re.compile(r"clock is ([+-]\d+) s off")
 
 
 @contextlib.contextmanager
-def full_disk(process: int) -> Iterator[None]:
-    """Inside, a process and all that it starts or has started can't let a file grow over 8 KiB."""
+def full_disk(federation: Federation, name: str) -> Iterator[None]:
+    """Inside, a process and all that it starts or has started can't let a file grow over 16 KiB
+    more than what it has said so far: it may still say what is wrong.
+    """
+    process = federation.processes[name].pid
 
     def limit(size: int) -> None:
         one = psutil.Process(process)
@@ -60,7 +63,7 @@ def full_disk(process: int) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    limit(8192)
+    limit((federation.folder / f"{name}.out").stat().st_size + 2**14)
     try:
         yield
     finally:
@@ -68,7 +71,7 @@ def full_disk(process: int) -> Iterator[None]:
 
 
 def test_a_full_disk_costs_a_node_its_rounds_until_there_is_space(federation: Federation):
-    with full_disk(federation.processes["south"].pid):
+    with full_disk(federation, "south"):
         begin(federation, "crowded", training__max_steps="4", federation__rounds="4")
         until(lambda: federation.rounds("crowded"), "the first round")
     end(federation, "crowded")
@@ -82,7 +85,7 @@ def test_a_full_disk_costs_a_node_its_rounds_until_there_is_space(federation: Fe
 def test_a_coordinator_whose_disk_is_full_loses_no_finished_round(federation: Federation):
     begin(federation, "brimful")
     until(lambda: federation.rounds("brimful"), "the first round")
-    with full_disk(federation.processes["server"].pid):
+    with full_disk(federation, "server"):
         time.sleep(10)
     until(
         lambda: federation.status("brimful")["state"] in ("failed", "finished"),
