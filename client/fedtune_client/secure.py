@@ -22,6 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fedtune.atomic import append_line, flush
 from fedtune.config.schema import RunConfig
 from fedtune.secagg.abort import AbortError
+from fedtune.secagg.fields import by_silo, text_in, texts_in
 from fedtune.secagg.messages import read_set, read_terms
 from fedtune.secagg.silo import Silo
 from fedtune.secagg.weighted import encoding_of
@@ -93,12 +94,12 @@ class SecurePart:
         if step == "advertise":
             content = {"advert": self._begin(record).advertise()}
         elif step == "share":
-            shares = self._at(record).share(_texts(record, "adverts"))
+            shares = self._at(record).share(texts_in(record, "adverts"))
             content = {"silos": list(shares), "sealed": list(shares.values())}
         elif step == "agree":
-            content = {"agreement": self._agree(self._at(record), _text(record, "survivors"))}
+            content = {"agreement": self._agree(self._at(record), text_in(record, "survivors"))}
         else:
-            revealed = self._at(record).unmask(_texts(record, "agreements"))
+            revealed = self._at(record).unmask(texts_in(record, "agreements"))
             content = {
                 "seeds_of": list(revealed.seeds),
                 "seeds": list(revealed.seeds.values()),
@@ -117,14 +118,11 @@ class SecurePart:
     def masked(self, message: Message, update: LocalUpdate, spec: Spec) -> Message:
         """The reply to a `train` message: the update's vector behind its masks."""
         record = _record(message)
-        silos, sealed = _texts(record, "silos"), _list_of(record, "sealed", bytes)
-        if len(silos) != len(sealed) or len(set(silos)) < len(silos):
-            raise AbortError("malformed", "shares and their silos don't go together")
+        shares = by_silo(record, "silos", "sealed")
         silo = self._at(record)
         code = encoding_of(self.config, spec, len(silo.terms.silos))
         vector = code.encode(update.delta, update.examples)
-        shares = dict(zip(silos, sealed, strict=True))
-        words = silo.mask(vector, shares, _text(record, "shared"))
+        words = silo.mask(vector, shares, text_in(record, "shared"))
         array = Array("uint64", words.shape, WIRE_STYPE, words.tobytes())
         return Message(RecordDict({"masked": ArrayRecord({"words": array})}), reply_to=message)
 
@@ -159,7 +157,7 @@ class SecurePart:
 
 def step_of(message: Message) -> str:
     """The step that a `query.secure` asks for, one of those above."""
-    step = _text(_record(message), "step")
+    step = text_in(_record(message), "step")
     if step not in ("advertise", "share", "agree", "unmask"):
         raise AbortError("order", "there is no such step")
     return step
@@ -170,21 +168,3 @@ def _record(message: Message) -> ConfigRecord:
     if not isinstance(record, ConfigRecord):
         raise AbortError("malformed", "the message has nothing of a secure round")
     return record
-
-
-def _text(record: ConfigRecord, name: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str):
-        raise AbortError("malformed", f"`{name}` is no text")
-    return value
-
-
-def _texts(record: ConfigRecord, name: str) -> list[str]:
-    return _list_of(record, name, str)
-
-
-def _list_of(record: ConfigRecord, name: str, kind: type) -> list[Any]:
-    value = record.get(name)
-    if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
-        raise AbortError("malformed", f"`{name}` is no list of {kind.__name__}")
-    return value

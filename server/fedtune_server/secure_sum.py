@@ -18,6 +18,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.errors import RunFailedError
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.coordinator import Coordinator
+from fedtune.secagg.fields import by_silo, text_in, texts_in
 from fedtune.secagg.masks import WORD
 from fedtune.secagg.messages import write_terms
 from fedtune.secagg.silo import Unmasking
@@ -172,20 +173,18 @@ class _Stages:
         )
 
     def _take_advert(self, silo: str, record: ConfigRecord) -> None:
-        self.machine.add_advert(silo, _text(record, "advert"))
+        self.machine.add_advert(silo, text_in(record, "advert"))
 
     def _take_shares(self, silo: str, record: ConfigRecord) -> None:
-        self.machine.add_shares(silo, _pairs(record, "silos", "sealed"))
+        self.machine.add_shares(silo, by_silo(record, "silos", "sealed"))
 
     def _take_agreement(self, silo: str, record: ConfigRecord) -> None:
-        self.machine.add_agreement(silo, _text(record, "agreement"))
+        self.machine.add_agreement(silo, text_in(record, "agreement"))
 
     def _take_unmasking(self, silo: str, record: ConfigRecord) -> None:
-        unreadable = record.get("unreadable")
-        if not isinstance(unreadable, list) or not all(isinstance(x, str) for x in unreadable):
-            raise AbortError("malformed", "`unreadable` is no list of silos")
-        seeds, keys = _pairs(record, "seeds_of", "seeds"), _pairs(record, "keys_of", "keys")
-        self.machine.add_unmasking(silo, Unmasking(seeds, keys, tuple(map(str, unreadable))))
+        seeds, keys = by_silo(record, "seeds_of", "seeds"), by_silo(record, "keys_of", "keys")
+        unreadable = tuple(texts_in(record, "unreadable"))
+        self.machine.add_unmasking(silo, Unmasking(seeds, keys, unreadable))
 
 
 def _words_in(reply: Message) -> np.ndarray:
@@ -196,23 +195,3 @@ def _words_in(reply: Message) -> np.ndarray:
     if array.dtype != "uint64" or array.stype != WIRE_STYPE or len(array.data) % WORD.itemsize:
         raise AbortError("malformed", "the masked vector is not of 64-bit words")
     return np.frombuffer(array.data, WORD)
-
-
-def _text(record: ConfigRecord, name: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str):
-        raise AbortError("malformed", f"`{name}` is no text")
-    return value
-
-
-def _pairs(record: ConfigRecord, names: str, values: str) -> dict[str, bytes]:
-    silos, given = record.get(names), record.get(values)
-    if (
-        not isinstance(silos, list)
-        or not isinstance(given, list)
-        or len(silos) != len(given)
-        or len({*map(str, silos)}) < len(silos)
-        or not all(isinstance(one, bytes) for one in given)
-    ):
-        raise AbortError("malformed", f"`{names}` and `{values}` don't go together")
-    return {str(silo): bytes(one) for silo, one in zip(silos, given, strict=True)}
