@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedtune_client.app import reply
 from fedtune_client.node import Node, RefusedError, node_app
 from fedtune_client.node_config import NodeConfig
+from fedtune_client.replies import forget_old_runs
 from fedtune_client.update import LocalUpdate
 from fedtune_server.messages import instruction, read_update
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -443,3 +445,27 @@ def test_outside_its_hours_a_silo_does_not_train(node: Callable[..., Node]):
         ask(ours, message_of(run_of({})))
     ours.now = lambda: datetime.datetime(2026, 1, 5, 23, 0)
     assert ask(ours, message_of(run_of({})))
+
+
+def test_a_private_node_spends_nothing_outside_a_secure_round(node: Callable[..., Node]):
+    ours = node()
+    config = run_of({**PRIVATE, "secure_aggregation": {"enabled": True}})
+    with pytest.raises(RefusedError, match="no secure round is at work"):
+        ask(ours, message_of(config))
+    assert charges(ours) == 0
+    assert not list((ours.folder / "runs").glob("*/begun.jsonl"))
+
+
+def test_what_was_signed_for_in_a_secure_sum_stays_when_the_run_is_forgotten(tmp_path: Path):
+    for number, name in enumerate(("signed", "plain", "new")):
+        (tmp_path / name / "round-000001").mkdir(parents=True)
+        (tmp_path / name / "begun.jsonl").write_text("{}")
+        os.utime(tmp_path / name / "begun.jsonl", (number, number))
+    for name in ("signed", "new"):
+        (tmp_path / name / "agreed.jsonl").write_text("{}")
+    forget_old_runs(tmp_path, 1, "at work")
+    assert {path.name for path in (tmp_path / "signed").iterdir()} == {
+        "agreed.jsonl",
+        "begun.jsonl",
+    }
+    assert (tmp_path / "new" / "round-000001").is_dir()

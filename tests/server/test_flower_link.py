@@ -1,13 +1,14 @@
 """Flower's SuperLink as the coordinator speaks to it: a real one, on loopback."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 from aiohttp import web
 from fedtune_server.flower_link import OVER, Link, superlink_command
 from fedtune_server.project import Project
-from fedtune_server.run_start import begin, died, go_on, take_up
+from fedtune_server.run_start import begin, died, go_on, take_up, watch
 from flwr.proto.control_pb2 import StartRunResponse
 
 from fedtune import telemetry
@@ -152,3 +153,25 @@ def test_a_run_that_flower_does_not_take_has_failed(project: Project) -> None:
         begin(project, RunConfig(), "first")
     told = json.loads((project.runs / "first" / "status.json").read_text())
     assert told["state"] == "failed"
+
+
+def test_a_process_that_is_gone_is_told_before_flower_misses_it(
+    link: Link, project: Project, runs: Runs
+) -> None:
+    here, gone = subprocess.Popen(["sleep", "60"]), subprocess.Popen(["true"])
+    gone.wait()
+    try:
+        lives, dead = (
+            runs.run(name, "running", [], flower_run=link.start_run(name), process=one.pid)
+            for name, one in (("lives", here), ("dead", gone))
+        )
+        number = dead.status()["flower_run"]
+        assert died(link, number) is None  # Flower hasn't noticed
+        watch(project, link)
+        assert lives.status()["state"] == "running"
+        assert dead.status()["state"] == "failed"
+        assert "out of memory" in dead.status()["reason"]
+        assert died(link, number) is not None
+    finally:
+        here.kill()
+        here.wait()

@@ -70,3 +70,11 @@ def test_after_an_end_nothing_is_told_until_the_run_is_begun_again(
     assert not folder.tell("waiting", after=("running",))
     assert folder.tell("waiting", after=(end,))
     assert process.tell("running", round=3)
+
+
+def test_an_earlier_process_does_not_speak_for_the_one_that_goes_on(folder: RunFolder) -> None:
+    earlier = RunFolder(folder.path, flower_run=7)
+    assert folder.tell("waiting", flower_run=8)
+    with pytest.raises(TakenOverError):
+        earlier.tell("running", round=3)
+    assert "round" not in folder.status()
