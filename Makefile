@@ -17,7 +17,8 @@ test: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	# three processes, also on two cores: end-to-end tests mostly wait
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=3 --dist=loadfile \
 		--cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(VENV)/installed
