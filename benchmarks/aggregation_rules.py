@@ -23,6 +23,8 @@ SEEDS = (0, 1, 2)
 RULES: dict[str, dict[str, Any]] = {
     "fedavg": {},
     "ffa (freeze_a)": {"adapter": {"freeze_a": True}},
+    "fed_sb, rank 8": {"adapter": {"method": "fed_sb"}},
+    "fed_sb, rank 32": {"adapter": {"method": "fed_sb", "lora_r": 32, "lora_alpha": 64.0}},
     "fedex": {"federation": {"aggregation": "fedex"}},
     "svd": {"federation": {"aggregation": "svd"}},
     "fedavgm 0.5": {

@@ -29,6 +29,7 @@ from fedtune.data.load import load_all
 from fedtune.errors import FedtuneError, InputError
 from fedtune.identity.proof import prove
 from fedtune.models.base_files import base_digest
+from fedtune.models.fed_sb import factors_digest
 from fedtune.privacy.done import Done
 from fedtune.privacy.ledger import Charge
 from fedtune.reports.privacy_statement import write_statement
@@ -60,6 +61,7 @@ class Asked:
     run: str
     config: RunConfig
     base_sha256: str
+    factors_sha256: str = ""
 
     @cached_property
     def run_hash(self) -> str:
@@ -226,6 +228,11 @@ class Node:
         if base_digest(model) != asked.base_sha256:
             raise RefusedError("the base model's files here are not those of its digest")
         ready = prepare_on(here, load_all(here))
+        if factors_digest(ready.model) != asked.factors_sha256:
+            raise RefusedError(
+                "the adapter's fixed factors here are not the coordinator's, so what is trained "
+                "between them can't be averaged: both sides want the same release of fedtune"
+            )
         rows = ready.splits.train
         silo = LocalSilo(
             self.config.silo,
@@ -322,13 +329,14 @@ def read_asked(message: Message) -> Asked:
     if not isinstance(record, ConfigRecord):
         raise ValueError("the message says of no run")
     texts = [record.get(name) for name in ("name", "settings", "base_sha256")]
+    texts.append(record.get("factors_sha256", ""))
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("the run has no name, settings and base_sha256")
-    name, settings, base = (str(text) for text in texts)
+        raise ValueError("the run has no name, settings and digests")
+    name, settings, base, factors = (str(text) for text in texts)
     if not 1 <= len(name) <= 200 or len(settings) > MAX_SETTINGS_CHARACTERS:
         raise ValueError("the run's name or settings are too long")
     try:
-        return Asked(name, RunConfig.model_validate_json(settings), base)
+        return Asked(name, RunConfig.model_validate_json(settings), base, factors)
     except (ValidationError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": ""}
         field_name = ".".join(map(str, first["loc"]))

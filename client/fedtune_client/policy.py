@@ -17,7 +17,7 @@ from fedtune.config.section import OpenFraction, Section
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 _Task = Literal["causal_lm", "sequence_classification"]
-_Method = Literal["lora", "ia3", "prefix_tuning", "prompt_tuning", "full"]
+_Method = Literal["lora", "fed_sb", "ia3", "prefix_tuning", "prompt_tuning", "full"]
 _Mode = Literal["none", "central", "local"]
 
 
@@ -105,12 +105,13 @@ def refusals(
 
 def _broken(policy: PolicyConfig, run: RunConfig, now: datetime.datetime) -> Iterator[str]:
     training, adapter = run.training, run.adapter
+    ranked = adapter.method in ("lora", "fed_sb")
     yield from _not_among("task.name", run.task.name, policy.tasks)
     yield from _not_among("adapter.method", adapter.method, policy.methods)
     if training.max_steps is None:
         yield "training.max_steps is not set: this silo wants a run to say how many steps"
     for field, value, most in (
-        ("adapter.lora_r", adapter.lora_r if adapter.method == "lora" else 0, policy.max_lora_r),
+        ("adapter.lora_r", adapter.lora_r if ranked else 0, policy.max_lora_r),
         ("training.max_steps", training.max_steps or 0, policy.max_steps),
         ("training.batch_size", training.batch_size, policy.max_batch_size),
         ("task.max_length", run.task.max_length, policy.max_tokens),

@@ -82,6 +82,7 @@ def _prompt_tuning(config: AdapterConfig, model: nn.Module, settings: dict[str, 
 
 _METHODS = {
     "lora": _lora,
+    "fed_sb": _lora,
     "ia3": _ia3,
     "prefix_tuning": _prefix_tuning,
     "prompt_tuning": _prompt_tuning,

@@ -15,6 +15,7 @@ from fedtune.config.adapter import AdapterConfig
 from fedtune.errors import InputError
 from fedtune.models.adapter_settings import PEFT_TASKS, check_fits, peft_settings
 from fedtune.models.base_files import published_name
+from fedtune.models.fed_sb import as_plain_lora, put_between
 from fedtune.models.labels import save_labels
 from fedtune.models.warm_start import start_from
 from fedtune.tensors import Spec, TensorSet, spec_difference
@@ -24,8 +25,9 @@ def attach_adapter(model: Any, config: AdapterConfig, *, seed: int, task: str) -
     """The model with its trainable parts in float32, the same for a seed whatever was drawn before.
 
     `full` leaves all weights trainable; an adapter on a classifier trains the new layers too. With
-    `freeze_a` only B is trained (FFA-LoRA, Sun et al. 2024). Raises InputError on modules that the
-    model doesn't have, and on a method that this model can't be trained with.
+    `freeze_a` only B is trained (FFA-LoRA, Sun et al. 2024), with `fed_sb` only R between A and B.
+    Raises InputError on modules that the model doesn't have, and on a method that this model can't
+    be trained with.
     """
     if config.method == "full":
         return model.requires_grad_(True)
@@ -37,6 +39,8 @@ def attach_adapter(model: Any, config: AdapterConfig, *, seed: int, task: str) -
             adapted = get_peft_model(model, settings)
         except ValueError as error:
             raise InputError(str(error), where="adapter.target_modules") from None
+        if config.method == "fed_sb":
+            put_between(adapted, seed)
     if config.init_from is not None:
         start_from(adapted, Path(config.init_from))
     if config.freeze_a:
@@ -106,10 +110,12 @@ def save_adapter(
     """Write the adapter (or the full model), tokenizer and chat template; replaces `folder`.
 
     `base`, and its hub `revision`, are what the files call the base model: where the embedded one
-    lies on this machine is nobody's concern.
+    lies on this machine is nobody's concern. A `fed_sb` adapter is saved as the ordinary LoRA that
+    it amounts to.
     """
     base = published_name(base)
-    needed = sum(p.numel() * p.element_size() for _, p in _trainable(model))
+    saved = (p for n, p in model.named_parameters() if p.requires_grad or "lora_" in n)
+    needed = sum(p.numel() * p.element_size() for p in saved)
     with new_folder(folder, needed=needed) as draft:
         if hasattr(model, "peft_config"):
             model.peft_config["default"].base_model_name_or_path = base
@@ -117,7 +123,9 @@ def save_adapter(
             # the model card takes its words from here
             model.config.name_or_path = model.get_base_model().name_or_path = base
             # embeddings aren't trained, and `auto` would ask the hub about them
-            model.save_pretrained(draft, save_embedding_layers=False)
+            model.save_pretrained(
+                draft, save_embedding_layers=False, state_dict=as_plain_lora(model)
+            )
             if model.peft_config["default"].task_type == PEFT_TASKS["sequence_classification"]:
                 save_labels(model, draft)
         else:

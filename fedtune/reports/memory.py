@@ -85,8 +85,9 @@ def frozen_bytes(model: Any, *, load_in_4bit: bool) -> Iterator[int]:
     """Bytes of each tensor that isn't trained, in the form in which it is held."""
     seen: set[int] = set()
     for name, module in model.named_modules():
-        # the output layer stays as it is, and so does what is trained
-        packs = load_in_4bit and isinstance(module, nn.Linear) and "head" not in name
+        # the output layer stays as it is, and so does what the adapter brought, trained or not
+        whole = "head" in name or "lora_" in name
+        packs = load_in_4bit and isinstance(module, nn.Linear) and not whole
         for key, tensor in [*module.named_parameters(recurse=False), *_buffers(module)]:
             if tensor.requires_grad or id(tensor) in seen:
                 continue

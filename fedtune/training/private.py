@@ -14,7 +14,7 @@ from fedtune.privacy.sampling import UnitRows
 from fedtune.training import processes
 from fedtune.training.sampling import steps_for
 
-_ADAPTERS = ("lora", "full")
+_ADAPTERS = ("lora", "fed_sb", "full")
 
 
 def scores_shown(config: RunConfig) -> bool:
@@ -57,7 +57,8 @@ def check_private(config: RunConfig, *, resume: bool = False) -> None:
         raise InputError(
             f"`{value}` has weights whose gradients can't be told apart by example",
             where=f"adapter.{name}",
-            expected="`method: lora` (also on a 4-bit base) or `full`, without `use_dora`",
+            expected="`method: lora` or `fed_sb` (also on a 4-bit base) or `full`, without "
+            "`use_dora`",
         )
 
 

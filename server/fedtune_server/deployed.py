@@ -15,11 +15,19 @@ from fedtune.config.load import load_config
 from fedtune.config.published import deployed_hash, published
 from fedtune.config.schema import RunConfig
 from fedtune.identity.proof import is_proven, new_nonce
-from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
+from fedtune.models.adapters import (
+    attach_adapter,
+    read_state,
+    save_adapter,
+    state_spec,
+    write_state,
+)
 from fedtune.models.base import load_base
 from fedtune.models.base_files import base_digest
+from fedtune.models.fed_sb import factors_digest
 from fedtune.models.promise import write_promise
 from fedtune.models.residual import folded
+from fedtune.tensors import payload_size
 from fedtune.training import processes
 from fedtune.training.prepare import base_dtype
 from fedtune_server.asked import write_asked
@@ -41,11 +49,10 @@ def run_deployed(project: Project, grid: Grid, folder: RunFolder) -> None:
         config = load_config(folder.path / "config.yaml")
         folder.tell("starting", round=0, rounds=config.federation.rounds, reason="")
         model, tokenizer = _model(config)
-        initial = read_state(model)
         nodes = _nodes(grid, config, project, folder.name)
         secure = _secure(config, project)
-        folder.tell("running", silos=sorted(nodes), reply_bytes=initial.payload_bytes)
-        state, reports = _run(grid, config, initial, nodes, folder, secure)
+        folder.tell("running", silos=sorted(nodes), reply_bytes=payload_size(state_spec(model)))
+        state, reports = _run(grid, config, model, nodes, folder, secure)
         write_state(model, state.adapter)
         whole, base = folded(model, state.residual), config.model
         save_adapter(
@@ -117,7 +124,7 @@ def _secure(config: RunConfig, project: Project) -> SecureRun | None:
 def _run(
     grid: Grid,
     config: RunConfig,
-    initial: Any,
+    model: Any,
     nodes: dict[str, int],
     folder: RunFolder,
     secure: SecureRun | None,
@@ -127,6 +134,7 @@ def _run(
         "name": folder.name,
         "settings": told.model_dump_json(),
         "base_sha256": base_digest(config.model),
+        "factors_sha256": factors_digest(model),
     }
     plan = RunPlan(
         nodes,
@@ -150,7 +158,7 @@ def _run(
     return run_rounds(
         grid,
         rule_of(config, len(nodes), checkpoints),
-        initial,
+        read_state(model),
         plan,
         checkpoints=checkpoints,
         resume=checkpoints.exists(),

@@ -31,6 +31,7 @@ from fedtune.identity.proof import is_proven, new_nonce
 from fedtune.identity.roster import Member, Roster, sign
 from fedtune.models.adapters import read_state
 from fedtune.models.base_files import base_digest
+from fedtune.models.fed_sb import factors_digest
 from fedtune.privacy.ledger import Ledger
 from fedtune.training.prepare import prepare
 
@@ -91,13 +92,12 @@ def run_of(changes: dict[str, Any]) -> RunConfig:
 
 
 def message_of(
-    config: RunConfig, number: int = 1, run: str = "first", base: str = EMBEDDED
+    config: RunConfig, number: int = 1, run: str = "first", base: str = EMBEDDED, factors: str = ""
 ) -> Message:
     state = read_state(prepare(config).model)
     content = instruction(state, number, deployed_hash(config, run))
-    content["run"] = ConfigRecord(
-        {"name": run, "settings": config.model_dump_json(), "base_sha256": base}
-    )
+    said = {"name": run, "settings": config.model_dump_json(), "base_sha256": base}
+    content["run"] = ConfigRecord({**said, "factors_sha256": factors} if factors else said)
     return Message(content, dst_node_id=3, message_type="train")
 
 
@@ -165,6 +165,18 @@ def test_a_base_model_of_another_digest_is_refused(node: Callable[..., Node]):
     )
     with pytest.raises(RefusedError, match="files here are not those of its digest"):
         ask(Node(lying, IDENTITY, ours.folder, PINNED), message_of(run_of({}), base="1" * 64))
+
+
+def test_factors_that_are_not_the_coordinator_s_are_refused(node: Callable[..., Node]):
+    """Else R would be averaged over silos in which it stands for different things."""
+    config = run_of({"adapter": {"method": "fed_sb"}})
+    ours = factors_digest(prepare(config).model)
+    update = ask(node(methods=["fed_sb"]), message_of(config, factors=ours))
+    assert {tensor.shape for tensor in update.delta.tensors.values()} == {(8, 8)}
+    assert update.delta.norm() > 0
+    for theirs in ("", "0" * 64):  # of an older coordinator, and of one that draws others
+        with pytest.raises(RefusedError, match="fixed factors here are not the coordinator's"):
+            ask(node(methods=["fed_sb"]), message_of(config, factors=theirs))
 
 
 def test_the_coordinator_s_paths_are_not_looked_at(node: Callable[..., Node], tmp_path: Path):

@@ -31,6 +31,7 @@ def told(
 def test_a_run_within_the_rules_goes_on():
     assert told({}) == []
     assert told({}, {"max_steps": 10, "max_rounds": 10, "max_lora_r": 8}) == []
+    assert told({"adapter": {"method": "fed_sb"}}, {"methods": ["lora", "fed_sb"]}) == []
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,13 @@ def test_a_run_within_the_rules_goes_on():
     [
         ({}, {"tasks": ["sequence_classification"]}, "task.name is causal_lm"),
         ({"adapter": {"method": "full"}}, {}, "adapter.method is full"),
+        ({"adapter": {"method": "fed_sb"}}, {}, "adapter.method is fed_sb, this silo allows lora"),
         ({"adapter": {"lora_r": 65}}, {}, "adapter.lora_r is 65, this silo allows 64"),
+        (
+            {"adapter": {"method": "fed_sb", "lora_r": 65}},
+            {"methods": ["fed_sb"]},
+            "adapter.lora_r is 65, this silo allows 64",
+        ),
         ({"training": {"max_steps": 1001}}, {}, "training.max_steps is 1001"),
         ({"training": {"max_steps": None}}, {}, "training.max_steps is not set"),
         ({"training": {"batch_size": 4097}}, {}, "training.batch_size is 4097"),

@@ -71,6 +71,7 @@ def test_a_four_bit_base_is_nf4_with_double_quantization_and_small():
     [
         ("llama", "causal_lm", "lora"),
         ("gpt2", "causal_lm", "lora"),
+        ("llama", "causal_lm", "fed_sb"),
         ("bert", "sequence_classification", "lora"),
         ("llama", "sequence_classification", "ia3"),
         ("llama", "causal_lm", "prompt_tuning"),

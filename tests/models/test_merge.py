@@ -24,6 +24,7 @@ METHODS = {
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
     "ia3": {"method": "ia3"},
+    "fed_sb": {"method": "fed_sb"},
 }
 
 

@@ -75,6 +75,7 @@ ADAPTERS = {
     "lora": AdapterConfig(),
     "rslora": AdapterConfig(use_rslora=True, lora_r=3),
     "ffa": AdapterConfig(freeze_a=True),
+    "fed_sb": AdapterConfig(method="fed_sb"),
     "full": AdapterConfig(method="full"),
 }
 
@@ -152,7 +153,7 @@ def test_sequence_classification(family: str, adapter: str):
     check_equal(build_task(TaskConfig(name=name), tokenizer(), LABELS), model, examples(name))
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("adapter", ["lora", "fed_sb", "full"])
 @pytest.mark.parametrize("family", ["llama tied", "gpt2"])
 def test_gradient_checkpointing(family: str, adapter: str):
     torch.manual_seed(0)

@@ -96,7 +96,13 @@ def test_no_weights_file_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"method": "lora"}, {"method": "lora", "use_dora": True}, {"method": "full"}]
+    "adapter",
+    [
+        {"method": "lora"},
+        {"method": "lora", "use_dora": True},
+        {"method": "fed_sb"},
+        {"method": "full"},
+    ],
 )
 def test_the_outline_has_the_loaded_models_shapes(adapter: dict[str, Any]) -> None:
     config = RunConfig.model_validate({**SMALL, "adapter": adapter})
