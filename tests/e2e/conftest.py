@@ -217,11 +217,13 @@ def make(folder: Path, silos: tuple[str, ...] = SILOS) -> Federation:
 
 
 def allow(node: Path) -> None:
-    """What a silo's people would write: runs without privacy are allowed, counts may leave."""
+    """What a silo's people would write: runs without privacy are allowed, counts may leave, and
+    Fed-SB is a method beside LoRA.
+    """
     yaml = YAML(typ="safe")
     tree = yaml.load((node / "node.yaml").read_text())
     tree["policy"]["privacy"] |= {"modes": ["none", "local"], "unit": "record"}
-    tree["policy"] |= {"send_counts": True, "send_metrics": True}
+    tree["policy"] |= {"send_counts": True, "send_metrics": True, "methods": ["lora", "fed_sb"]}
     with (node / "node.yaml").open("w") as file:
         yaml.dump(tree, file)
 

@@ -35,10 +35,11 @@ federation: {rounds: 2}
 """
 
 
-def test_the_adapter_is_bit_for_bit_the_simulation_s(federation: Federation):
-    run = federation.folder / "run.yaml"
-    run.write_text(RUN)
-    said = federation.fedtune("server", "run", federation.server, run, "--name", "first")
+@pytest.mark.parametrize("method", ["lora", "fed_sb"])
+def test_the_adapter_is_bit_for_bit_the_simulation_s(federation: Federation, method: str):
+    run, settings = federation.folder / "run.yaml", f"{RUN}adapter: {{method: {method}}}\n"
+    run.write_text(settings)
+    said = federation.fedtune("server", "run", federation.server, run, "--name", method)
     assert "finished, round 2 of 2" in said
     rows = [row for silo in SILOS for row in rows_of(silo)]
     (federation.folder / "all.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -49,15 +50,15 @@ def test_the_adapter_is_bit_for_bit_the_simulation_s(federation: Federation):
         "test_files": [str(federation.folder / "test.jsonl")],
     }
     run.write_text(
-        RUN.replace("rounds: 2", "rounds: 2, partition: {by: column, column: silo}")
+        settings.replace("rounds: 2", "rounds: 2, partition: {by: column, column: silo}")
         + f"data: {json.dumps(simulated)}\n"
-        + f"output: {{dir: {federation.folder / 'simulated'}}}\n"
+        + f"output: {{dir: {federation.folder / 'simulated' / method}}}\n"
     )
     federation.fedtune("simulate", run, "--no-compare")
-    deployed = federation.server / "runs" / "first" / "adapter" / "adapter_model.safetensors"
-    alone = federation.folder / "simulated" / "adapter" / "adapter_model.safetensors"
+    deployed = federation.server / "runs" / method / "adapter" / "adapter_model.safetensors"
+    alone = federation.folder / "simulated" / method / "adapter" / "adapter_model.safetensors"
     assert deployed.read_bytes() == alone.read_bytes()
-    rounds = federation.rounds("first")
+    rounds = federation.rounds(method)
     assert [round["silos"] for round in rounds] == [list(SILOS)] * 2
     assert all(round["failures"] == [] for round in rounds)
 
