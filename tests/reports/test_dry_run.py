@@ -10,6 +10,7 @@ import torch
 
 import fedtune.models.base
 from fedtune.cli.main import main
+from fedtune.config.adapter import AdapterConfig
 from fedtune.config.schema import RunConfig
 from fedtune.models.adapters import attach_adapter, read_state
 from fedtune.models.base import load_base
@@ -219,6 +220,14 @@ def test_weights_in_4_bit_take_a_little_over_half_a_byte() -> None:
         frozen_bytes(model, load_in_4bit=True)
     )
     assert saved == pytest.approx(linear * (4 - 4.127 / 8), rel=1e-3)
+    alone = sum(frozen_bytes(model, load_in_4bit=True))
+    with torch.device("meta"):
+        settings = AdapterConfig(method="fed_sb")
+        adapted = attach_adapter(model, settings, seed=0, task="causal_lm")
+    factors = sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
+    learned = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    # what the adapter brings is float32, also the part that isn't trained
+    assert sum(frozen_bytes(adapted, load_in_4bit=True)) == alone + 4 * (factors - learned)
 
 
 def test_the_payloads_size_is_known_without_making_it() -> None:
