@@ -35,13 +35,14 @@ from fedtune.privacy.ledger import Charge
 from fedtune.reports.privacy_statement import write_statement
 from fedtune.training.charging import Course, Party, charge_run, charged_to_these
 from fedtune.training.prepare import prepare_on
-from fedtune.training.private import check_private, private_steps
+from fedtune.training.private import Protection, check_private, protection
 from fedtune_client.app import Instruction, read_instruction, reply
 from fedtune_client.joining import identities_of, take_roster
 from fedtune_client.node_config import NodeConfig
+from fedtune_client.once import AGREED, DRAWN, Agreed, Drawn
 from fedtune_client.policy import BaseModelConfig, refusals
 from fedtune_client.replies import LEFT, Replies, forget_old_runs
-from fedtune_client.secure import AGREED, Agreed, SecurePart, step_of
+from fedtune_client.secure import SecurePart, step_of
 from fedtune_client.silo import LocalSilo, silo_encoder
 from fedtune_client.update import LocalUpdate
 
@@ -79,6 +80,7 @@ class Opened:
     silo: LocalSilo
     rows: ExampleSet
     replies: Replies
+    promised: Protection | None
     told: Charge | None = None
 
 
@@ -150,6 +152,7 @@ class Node:
                 self.config.policy.min_silos,
                 self.config.policy.max_colluders,
                 Agreed(self.folder / "runs" / asked.run_hash / AGREED),
+                Drawn(self.folder / "runs" / asked.run_hash / DRAWN),
             )
         part = self._part
         try:
@@ -209,7 +212,8 @@ class Node:
         if base is not None:
             tree["model"] |= {"path": base.path, "revision": None}
         # the budget is one for all that is done with these rows, by whatever command
-        ledger = self.config.ledger if asked.config.privacy.mode == "local" else None
+        mode = asked.config.privacy.mode
+        ledger = self.config.ledger if mode in ("local", "distributed") else None
         tree["privacy"] |= {"ledger": ledger, "outside_budget": False}
         try:
             return RunConfig.model_validate(tree)
@@ -234,6 +238,7 @@ class Node:
                 "between them can't be averaged: both sides want the same release of fedtune"
             )
         rows = ready.splits.train
+        promised = protection(here, rows, silos=len(identities_of(self.folder)))
         silo = LocalSilo(
             self.config.silo,
             asked.run_hash,
@@ -241,20 +246,21 @@ class Node:
             ready.model,
             ready.task,
             ready.train,
-            private_steps(here, rows, rounds=here.federation.rounds),
+            promised.steps if promised else None,
         )
         runs = self.folder / "runs"
         forget_old_runs(runs, self.config.kept_runs, asked.run_hash)
-        self._opened = Opened(silo, rows, Replies(runs / asked.run_hash))
+        self._opened = Opened(silo, rows, Replies(runs / asked.run_hash), promised)
         return self._opened
 
     def _charge(self, opened: Opened, told: Instruction) -> Course | None:
         """The run's whole plan before its first step; a round that was begun before, again."""
-        silo, private = opened.silo, opened.silo.private
-        if private is None:
+        silo, promised = opened.silo, opened.promised
+        if promised is None:
             return None
         rounds, begun = silo.config.federation.rounds, opened.replies.begun()
-        party = Party(f"silo {silo.name}", opened.rows, private, private.plan.steps // rounds)
+        plan = promised.charged
+        party = Party(f"silo {silo.name}", opened.rows, plan, plan.steps // rounds)
         if opened.told is None and not charged_to_these(silo.config, party, silo.run_hash):
             _log.warning("refused: the rows are not those that run %s began with", silo.run_hash)
             raise RefusedError("the silo's rows are not those that it was charged to for this run")
@@ -270,7 +276,7 @@ class Node:
         except InputError as error:
             _log.warning("refused: %s", error)
             raise RefusedError("the silo's privacy budget does not allow it") from None
-        self._tell(opened, paid.parties[0].done(private))
+        self._tell(opened, paid.parties[0].done(promised.plan))
         return paid.course
 
     def _tell(self, opened: Opened, done: Done) -> None:

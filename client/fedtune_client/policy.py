@@ -13,12 +13,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from fedtune.config.privacy_unit import unit_of
 from fedtune.config.schema import RunConfig
 from fedtune.config.section import OpenFraction, Section
+from fedtune.errors import InputError
+from fedtune.privacy.plan import epsilon_of_people
+from fedtune.privacy.told import rounded_up
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 _Task = Literal["causal_lm", "sequence_classification"]
 _Method = Literal["lora", "fed_sb", "ia3", "prefix_tuning", "prompt_tuning", "full"]
-_Mode = Literal["none", "central", "local"]
+_Mode = Literal["none", "central", "distributed", "local"]
 
 
 class BaseModelConfig(Section):
@@ -35,13 +38,19 @@ class PrivacyPolicy(Section):
         ["local"],
         min_length=1,
         description="Who may add the noise. `local`: this node itself, at every step. `none`: "
-        "nobody; then whoever gets the model may learn of single rows. `central`: the coordinator, "
+        "nobody; then whoever gets the model may learn of single rows. `distributed`: all silos "
+        "together, of which each adds a share; it needs that no more than `max_colluders` of them "
+        "help the coordinator. `central`: the coordinator, "
         "which sees this silo's deltas without noise.",
     )
-    max_epsilon: PositiveFloat = Field(8.0, description="local: largest `target_epsilon`.")
-    max_delta: OpenFraction = Field(1e-5, description="local: largest delta.")
+    max_epsilon: PositiveFloat = Field(
+        8.0,
+        description="local: largest `target_epsilon`. distributed: largest epsilon for one of this "
+        "silo's people (of `unit: silo`, what one of them has of it).",
+    )
+    max_delta: OpenFraction = Field(1e-5, description="local, distributed: largest delta.")
     unit: Literal["record", "patient"] = Field(
-        "patient", description="local: the least that must be protected together."
+        "patient", description="local, distributed: the least that must be protected together."
     )
 
 
@@ -137,9 +146,11 @@ def _privacy(policy: PrivacyPolicy, run: RunConfig) -> Iterator[str]:
     asked = run.privacy
     if asked.mode not in policy.modes:
         yield (f"privacy.mode is {asked.mode}, this silo allows {' or '.join(policy.modes)}")
-    if asked.mode != "local":
+    if asked.mode not in ("local", "distributed"):
         return
-    if asked.target_epsilon is None:
+    if asked.mode == "distributed":
+        yield from _distributed(policy, run)
+    elif asked.target_epsilon is None:
         yield "privacy.target_epsilon is not set: this silo wants a run to say its epsilon"
     elif asked.target_epsilon > policy.max_epsilon:
         yield (
@@ -148,8 +159,22 @@ def _privacy(policy: PrivacyPolicy, run: RunConfig) -> Iterator[str]:
         )
     if asked.delta > policy.max_delta:
         yield f"privacy.delta is {asked.delta:g}, this silo allows {policy.max_delta:g}"
-    if policy.unit == "patient" and unit_of(run) == "record":
+    if policy.unit == "patient" and run.in_private_steps and unit_of(run) == "record":
         yield "privacy.unit is record, or no column names patients: this silo protects patients"
+
+
+def _distributed(policy: PrivacyPolicy, run: RunConfig) -> Iterator[str]:
+    """By its noise alone, which is the same for all silos."""
+    try:
+        spent = epsilon_of_people(run)
+    except InputError as error:
+        yield f"its noise can't be: {error.problem}"
+        return
+    if spent > policy.max_epsilon:
+        yield (
+            f"its noise gives one of this silo's people an epsilon of {rounded_up(spent)}, this "
+            f"silo allows {policy.max_epsilon:g}"
+        )
 
 
 def _not_among(field: str, value: str, allowed: Sequence[str]) -> Iterator[str]:

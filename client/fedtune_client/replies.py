@@ -17,7 +17,7 @@ from fedtune.tensors import TensorSet
 from fedtune.training.charging import CHARGED
 from fedtune.training.checkpoints import finished_folders
 from fedtune_client.app import Instruction
-from fedtune_client.secure import AGREED
+from fedtune_client.once import AGREED, DRAWN
 from fedtune_client.update import LocalUpdate
 
 _KEPT = 2
@@ -89,7 +89,7 @@ def forget_old_runs(folder: Path, kept: int, at_work: str) -> None:
     for private in (True, False):
         alike = [run for run in runs if _stays(run) == private]
         for run in alike[:-kept]:
-            large = [LEFT, *(path.name for path in run.glob("round-*"))]
+            large = [LEFT, DRAWN, *(path.name for path in run.glob("round-*"))]
             for path in (run / name for name in large) if private else (run,):
                 shutil.rmtree(path, ignore_errors=True)  # else with the next run
 

@@ -10,63 +10,27 @@ Everything that comes is untrusted: it is read here into plain values, and judge
 `fedtune.secagg`, which raises AbortError.
 """
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedtune.atomic import append_line, flush
 from fedtune.config.schema import RunConfig
+from fedtune.privacy.distributed import clipped, noisy_sum
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.fields import by_silo, text_in, texts_in
 from fedtune.secagg.messages import read_set, read_terms
 from fedtune.secagg.silo import Silo
+from fedtune.secagg.terms import Terms
 from fedtune.secagg.weighted import encoding_of
 from fedtune.tensors import WIRE_STYPE, Spec
+from fedtune_client.once import Agreed, Drawn
 from fedtune_client.update import LocalUpdate
 
 RECORD = "secure"
-AGREED = "agreed.jsonl"
-"""In a run's folder: the survivors that this silo signed for, by round."""
-
-
-@dataclass
-class Agreed:
-    """Of each round of a run the survivors that this silo signed for; in `file`, if there is one.
-
-    A round that is tried again is trained on once, so its deltas are the same: the difference of
-    two sums over sets that differ in one silo would be that silo's. A second attempt is therefore
-    for the same set or none.
-    """
-
-    file: Path | None = None
-    _known: dict[int, list[str]] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        if self.file is not None and self.file.exists():
-            lines = map(json.loads, self.file.read_text().splitlines())
-            self._known = {line["round"]: line["survivors"] for line in lines}
-
-    def check(self, number: int, survivors: Collection[str]) -> None:
-        """Raise AbortError where another set of the round was signed before."""
-        if self._known.get(number, sorted(survivors)) != sorted(survivors):
-            raise AbortError("sets", f"we signed for other survivors of round {number} before")
-
-    def add(self, number: int, survivors: Collection[str]) -> None:
-        """Remember the set; on disk when it returns."""
-        if number in self._known:
-            return
-        self._known[number] = sorted(survivors)
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            told = {"round": number, "survivors": self._known[number]}
-            append_line(self.file, json.dumps(told))
-            flush(self.file)
-            flush(self.file.parent)
 
 
 @dataclass
@@ -85,6 +49,7 @@ class SecurePart:
     min_silos: int
     colluders: int
     agreed: Agreed = field(default_factory=Agreed)
+    drawn: Drawn = field(default_factory=Drawn)
     _silo: Silo | None = field(default=None, init=False)
 
     def answer(self, message: Message) -> Message:
@@ -120,11 +85,26 @@ class SecurePart:
         record = _record(message)
         shares = by_silo(record, "silos", "sealed")
         silo = self._at(record)
-        code = encoding_of(self.config, spec, len(silo.terms.silos))
-        vector = code.encode(update.delta, update.examples)
+        vector = self._vector(update, spec, silo.terms)
         words = silo.mask(vector, shares, text_in(record, "shared"))
         array = Array("uint64", words.shape, WIRE_STYPE, words.tobytes())
         return Message(RecordDict({"masked": ArrayRecord({"words": array})}), reply_to=message)
+
+    def _vector(self, update: LocalUpdate, spec: Spec, terms: Terms) -> np.ndarray:
+        """What is masked: the weighted delta or, in distributed mode, the noised clipped one."""
+        privacy, silos = self.config.privacy, len(terms.silos)
+        if privacy.mode != "distributed":
+            return encoding_of(self.config, spec, silos).encode(update.delta, update.examples)
+        code = noisy_sum(self.config, spec, silos, terms.run, terms.round)
+        whole = update.delta  # of single units, each was clipped when they were added
+        if privacy.unit == "silo":
+            whole = clipped(whole, privacy.clipping_norm)
+        return self.drawn.vector(
+            terms.round,
+            code,
+            code.scale(self.colluders),
+            lambda: code.encode(whole, colluders=self.colluders),
+        )
 
     def _agree(self, silo: Silo, survivors: str) -> str:
         number, members = silo.terms.round, read_set(survivors, silo.terms)
@@ -141,9 +121,10 @@ class SecurePart:
             raise AbortError("context", "the terms are of another run")
         self._silo = None
         colluders = max(self.colluders, settings.max_colluders)
-        self._silo = Silo(
-            self.name, self.identity, terms, self.identities, self.min_silos, colluders
-        )
+        fewest = self.min_silos
+        if self.config.privacy.mode == "distributed":  # noise is drawn for no smaller sum
+            fewest = max(fewest, self.config.federation.min_silos)
+        self._silo = Silo(self.name, self.identity, terms, self.identities, fewest, colluders)
         return self._silo
 
     def _at(self, record: ConfigRecord) -> Silo:

@@ -31,7 +31,10 @@ _ROUNDING = 1  # tells the draws of rounding from those of training
 
 @dataclass(frozen=True)
 class LocalSilo:
-    """One participant. `model` has its adapter attached; `private` is planned for all rounds."""
+    """One participant. `model` has its adapter attached; `private` is planned for all rounds.
+
+    Where noise comes in shares, what it trains has none yet: it leaves by a secure sum only.
+    """
 
     name: str
     run_hash: str
@@ -52,23 +55,26 @@ class LocalSilo:
         write_state(self.model, told.adapter)
         seed = silo_seed(self.config.seed, self.name, told.round)
         trainer = Trainer(self.task, self.config.training, seed=seed, listeners=self.listeners)
-        mu = self.config.federation.proximal_mu
-        with residual_added(self.model, told.residual), own_words_only(self.private):
-            result = trainer.fit(self.model, self.examples, proximal_mu=mu, private=self.private)
+        mu, private = self.config.federation.proximal_mu, self.private
+        with residual_added(self.model, told.residual), own_words_only(self.config.private):
+            if private is not None and private.plan.shares is not None:
+                whole = trainer.sum_for_shares(self.model, self.examples, private)
+                return LocalUpdate(whole, 1, {})
+            result = trainer.fit(self.model, self.examples, proximal_mu=mu, private=private)
         return LocalUpdate(
             result.delta, result.examples, {} if result.loss is None else {"loss": result.loss}
         )
 
 
 @contextmanager
-def own_words_only(private: PrivateSteps | None) -> Iterator[None]:
+def own_words_only(private: bool) -> Iterator[None]:
     """Inside, an error that isn't fedtune's own loses its text: it may quote somebody's row."""
     try:
         yield
     except FedtuneError:
         raise
     except Exception as error:
-        if private is None:
+        if not private:
             raise
         raise RunFailedError(f"{type(error).__name__} (its text stays here)") from None
 

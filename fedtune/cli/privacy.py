@@ -43,7 +43,8 @@ def plan(
         int | None, typer.Option(min=1, help="Rows, if units aren't known: over records a unit.")
     ] = None,
     unit: Annotated[
-        str | None, typer.Option(help="patient (where left out) or record.", show_default=False)
+        str | None,
+        typer.Option(help="patient (where left out), record or silo.", show_default=False),
     ] = None,
     records_per_unit: Annotated[
         int, typer.Option(min=1, max=64, help="Most records of a patient.")
@@ -120,7 +121,7 @@ def _plan(
     """The plan of config file, overrides and options, and the rounds that share its steps."""
     from fedtune.config.load import load_config
     from fedtune.privacy.events import MAX_STEPS
-    from fedtune.privacy.plan import plan_rounds, plan_steps
+    from fedtune.privacy.plan import plan_rounds, plan_shared, plan_steps
     from fedtune.training.sampling import steps_for
 
     path = Path(words[0]) if words and "=" not in words[0] else None
@@ -131,7 +132,9 @@ def _plan(
         overrides += [f"{goal}=null" for goal in goals if settings[goal] is None]
     config = load_config(path, overrides)
     if config.privacy.mode == "none":
-        raise InputError("is `none`", where="privacy.mode", mend="set it to local or central")
+        raise InputError(
+            "is `none`", where="privacy.mode", mend="set it to local, distributed or central"
+        )
     told = [word.split("=")[0] for word in overrides]
     if not path and not {"training.max_steps", "training.num_epochs"} & set(told):
         raise InputError("is missing", where="--steps", mend="or say --rounds and --local-steps")
@@ -142,6 +145,8 @@ def _plan(
     rounds = config.federation.rounds if path or settings["federation.rounds"] else 1
     if config.privacy.mode == "central":
         return plan_rounds(config.privacy, config.federation, count), rounds
+    if config.privacy.mode == "distributed":
+        return plan_shared(config, config.privacy.unit or "patient", count), rounds
     steps = steps_for(config.training, count) * rounds
     if steps > MAX_STEPS:
         raise InputError(f"are {steps:,} in all", where="steps", expected=f"up to {MAX_STEPS:,}")

@@ -10,16 +10,21 @@ from fedtune.config.section import OpenFraction, Section
 class PrivacyConfig(Section):
     """Differential privacy: who adds noise, for whom, and how it is counted."""
 
-    mode: Literal["none", "local", "central"] = Field(
+    mode: Literal["none", "local", "distributed", "central"] = Field(
         "none",
         description="`local`: each silo clips and adds noise at every step (DP-SGD), which holds "
-        "against everybody outside it. `central`: the coordinator, which is trusted, clips silos' "
-        "deltas and adds noise to their sum; it holds against who gets the model.",
+        "against everybody outside it. `distributed`: each silo adds a share of the noise and only "
+        "the sum, under `secure_aggregation`, has all of it; it holds against the coordinator and "
+        "`secure_aggregation.max_colluders` silos that help it. `central`: the coordinator, which "
+        "is trusted, clips silos' deltas and adds noise to their sum; it holds against who gets "
+        "the model.",
     )
-    unit: Literal["record", "patient"] | None = Field(
+    unit: Literal["record", "patient", "silo"] | None = Field(
         None,
-        description="local: who is protected. `patient`: all rows of one `columns.privacy_unit`; "
-        "null: patient where the data has such a column, else record.",
+        description="local, distributed: who is protected. `patient`: all rows of one "
+        "`columns.privacy_unit`; null: patient where the data has such a column, else record. "
+        "`silo` (distributed): all that a silo sends in a round, whatever it trained; its patients "
+        "are charged for twice of that.",
     )
     target_epsilon: PositiveFloat | None = Field(
         None, description="Epsilon of the whole run: noise is solved for. Or `noise_multiplier`."
@@ -63,6 +68,13 @@ class PrivacyConfig(Section):
         "amplification; its passes are kept in memory, so that such a run can't be resumed. "
         "`full` takes every unit at every step.",
     )
+    sample_rate: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="distributed, with a unit in the silos: chance of each unit to be in a "
+        "round's step, the same in every silo, whatever its size.",
+    )
     max_records_per_unit: PositiveInt = Field(
         16, le=4096, description="patient: at most so many rows of a patient are used in a step."
     )
@@ -70,7 +82,9 @@ class PrivacyConfig(Section):
         "mean", description="patient: how the gradients of a patient's rows become one."
     )
     max_physical_batch: PositiveInt = Field(
-        16, le=65_536, description="local: rows in memory at once; larger samples are cut."
+        16,
+        le=65_536,
+        description="local, distributed: rows in memory at once; larger samples are cut.",
     )
     held_out: Literal["refuse", "public"] = Field(
         "refuse",
@@ -116,10 +130,32 @@ class PrivacyConfig(Section):
             raise ValueError(
                 f"`mode: {self.mode}` needs one of `target_epsilon` and `noise_multiplier`"
             )
+        if self.unit == "silo" and self.mode != "distributed":
+            raise ValueError(
+                f"`unit: silo` needs `mode: distributed`, not `mode: {self.mode}`"
+                + (", whose unit is always the silo" if self.mode == "central" else "")
+            )
+        if self.mode == "distributed":
+            self._check_distributed()
         return self
 
+    def _check_distributed(self) -> None:
+        if self.clipping != "flat":
+            raise ValueError(
+                f"`clipping: {self.clipping}` can't be used with `mode: distributed`: "
+                "its noise is drawn for one norm, before anything is known of a sum"
+            )
+        if self.unit == "silo":
+            self.refuse_idle("unit", _UNIT_FIELDS)
+        elif self.sample_rate is None:
+            raise ValueError(
+                "`mode: distributed` needs `sample_rate`, the chance of each record or patient to "
+                "be in a round; or `unit: silo`"
+            )
 
-_LOCAL, _PRIVATE = ("local",), ("local", "central")
+
+_LOCAL, _PRIVATE = ("local",), ("local", "distributed", "central")
+_SILOS = ("local", "distributed")
 _PRIVACY_FIELDS = {
     **dict.fromkeys(
         (
@@ -129,14 +165,16 @@ _PRIVACY_FIELDS = {
         _PRIVATE,
     ),
     **dict.fromkeys(
-        (
-            *("unit", "sampling", "max_records_per_unit", "unit_reduction"),
-            *("max_physical_batch", "ledger"),
-        ),
-        _LOCAL,
+        ("unit", "max_records_per_unit", "unit_reduction", "max_physical_batch", "ledger"), _SILOS
     ),
+    "sampling": _LOCAL,
+    "sample_rate": ("distributed",),
     "outside_budget": ("central",),
     "server_noise": ("central",),
     "bands": ("central",),
 }
+_UNIT_FIELDS = dict.fromkeys(
+    ("sample_rate", "max_records_per_unit", "unit_reduction", "max_physical_batch"),
+    ("record", "patient"),
+)
 _CLIPPING_FIELDS = dict.fromkeys(("target_quantile", "clipping_rate", "count_noise"), ("adaptive",))

@@ -1,4 +1,4 @@
-"""Whose presence a private run protects: a record's or a patient's."""
+"""Who the people in a run's rows are: its patients or, where nobody is named, its records."""
 
 from typing import Literal
 
@@ -7,7 +7,10 @@ from fedtune.errors import InputError
 
 
 def unit_of(config: RunConfig) -> Literal["record", "patient"]:
-    """Who is protected. Raises InputError when it is the patient and no column names patients."""
+    """Who is protected; where silos are (`unit: silo`), whom their ledgers charge.
+
+    Raises InputError when it is the patient and no column names patients.
+    """
     named = config.data.source == "embedded" or config.data.columns.privacy_unit is not None
     if config.privacy.unit == "patient" and not named:
         raise InputError(
@@ -15,4 +18,7 @@ def unit_of(config: RunConfig) -> Literal["record", "patient"]:
             where="data.columns.privacy_unit",
             mend="name the patient's id column there, or set `privacy.unit: record`",
         )
-    return config.privacy.unit or ("patient" if named else "record")
+    unit = config.privacy.unit
+    if unit is None or unit == "silo":
+        return "patient" if named else "record"
+    return unit

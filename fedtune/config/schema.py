@@ -141,7 +141,8 @@ class RunConfig(Section):
                 "`privacy.mode: central` clips single deltas at the coordinator, which "
                 "`secure_aggregation` hides from it"
             )
-        self.secure_aggregation.bound_in(self.training)
+        if self.privacy.mode != "distributed":  # which has a grid of its own
+            self.secure_aggregation.bound_in(self.training)
 
     def _check_labels(self) -> None:
         """Refuse rows without labels for a task of labels, and labels that nothing would read."""
@@ -174,23 +175,25 @@ class RunConfig(Section):
         mode, training = self.privacy.mode, self.training
         if mode == "none":
             return
-        if mode == "local":
+        if self.in_private_steps:
             if self.task.packing:
                 raise ValueError(
-                    "`privacy.mode: local` can't be used with `task.packing`: a row would hold "
+                    f"`privacy.mode: {mode}` can't be used with `task.packing`: a row would hold "
                     "examples of several units"
                 )
             for field in ("micro_batch_size", "max_grad_norm"):
                 if training.changed(field):
                     ours = "max_physical_batch" if field[1] == "i" else "clipping_norm"
                     raise ValueError(
-                        f"`training.{field}` can't be used with `privacy.mode: local`; set "
+                        f"`training.{field}` can't be used with `privacy.mode: {mode}`; set "
                         f"`privacy.{ours}`"
                     )
         if mode == "central":
             self._check_central()
+        if mode == "distributed":
+            self._check_distributed()
         named = self.data.source == "embedded" or self.data.columns.privacy_unit is not None
-        if mode == "local":
+        if self.in_private_steps:
             self._check_units(named=named)
         if self.privacy.unit == "record" and named and self.federation.partition.by == "dirichlet":
             raise ValueError(
@@ -244,6 +247,51 @@ class RunConfig(Section):
                 f"one over a whole number (1, 0.5, 0.25), not {federation.fraction}"
             )
 
+    def _check_distributed(self) -> None:
+        """Refuse what would leave a sum without its noise, or units uncounted."""
+        federation, secure, training = self.federation, self.secure_aggregation, self.training
+        if not secure.enabled:
+            raise ValueError(
+                "`privacy.mode: distributed` needs `secure_aggregation: true`: one silo's share of "
+                "the noise doesn't protect what it sends"
+            )
+        for field in ("max_weight", "bound"):
+            if secure.changed(field):
+                raise ValueError(
+                    f"`secure_aggregation.{field}` can't be used with `privacy.mode: distributed`, "
+                    "which clips to `privacy.clipping_norm` and weighs all alike"
+                )
+        least = max(3, secure.max_colluders + 2)
+        if federation.min_silos < least:
+            raise ValueError(
+                "`privacy.mode: distributed` draws noise for the smallest sum that may be opened: "
+                f"set `federation.min_silos`, at least {least}; the more, the less noise"
+            )
+        if federation.aggregation != "fedavg":
+            raise ValueError(
+                "`privacy.mode: distributed` needs `federation.aggregation: fedavg`, not "
+                f"`{federation.aggregation}`"
+            )
+        if not self.in_private_steps:
+            return
+        wanted = {
+            "training.max_steps": (training.max_steps, 1),
+            "training.optimizer": (training.optimizer, "sgd"),
+            "training.momentum": (training.momentum, 0.0),
+            "training.weight_decay": (training.weight_decay, 0.0),
+            "training.lr_schedule": (training.lr_schedule, "constant"),
+            "training.warmup_steps": (training.warmup_steps, 0),
+            "federation.proximal_mu": (federation.proximal_mu, 0.0),
+        }
+        for name, (found, value) in wanted.items():
+            if found != value:
+                raise ValueError(
+                    "`privacy.mode: distributed` with a unit in the silos makes each round one "
+                    f"step of gradient descent on all silos' units: `{name}` is to be {value}, not "
+                    f"{found}. `federation.server_optimizer` can make more of it; with "
+                    "`privacy.unit: silo` silos take steps of their own"
+                )
+
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the result: not where it goes, who computes, or who waits."""
         return self.model_dump(
@@ -259,6 +307,12 @@ class RunConfig(Section):
     def private(self) -> bool:
         """Whether anybody is promised differential privacy."""
         return self.privacy.mode != "none"
+
+    @property
+    def in_private_steps(self) -> bool:
+        """Whether units within the data are clipped one by one, rather than what silos send."""
+        mode = self.privacy.mode
+        return mode == "local" or (mode == "distributed" and self.privacy.unit != "silo")
 
     @property
     def hash(self) -> str:

@@ -19,6 +19,7 @@ from fedtune.privacy.per_example import Taps
 from fedtune.privacy.plan import ExecutionPlan
 from fedtune.privacy.sampling import UnitRows, UnitSampler, physical_batches
 from fedtune.tasks.task import Encoded
+from fedtune.tensors import TensorSet
 
 Losses = Callable[[Sequence[Encoded]], Tensor]
 
@@ -73,6 +74,27 @@ class AttachedSteps:
         Seeds torch's generator (dropout) from the noise's source.
         """
         steps, plan = self.steps, self.steps.plan
+        sums, centred = self._sums(losses, train)
+        private = noised(sums, plan.sum_noise_multiplier * steps.norm, steps.source)
+        for name, parameter in self.taps.parameters.items():
+            parameter.grad = private[name] / plan.expected_batch
+        if plan.settings.clipping == "adaptive":
+            steps.norm = moved_norm(steps.norm, centred, plan, steps.source)
+
+    def sum_for_shares(self, losses: Losses, train: Sequence[Encoded]) -> TensorSet:
+        """Draw a step's units and give the sum of their clipped gradients, which has no noise yet:
+        for `NoisySum.encode` alone. Raises as `set_gradients` does.
+        """
+        if self.steps.plan.shares is None:
+            raise ValueError("the plan's noise isn't in shares: its sums are noised here")
+        sums, _ = self._sums(losses, train)
+        return TensorSet({name: part.detach().cpu() for name, part in sums.items()})
+
+    def _sums(self, losses: Losses, train: Sequence[Encoded]) -> tuple[dict[str, Tensor], float]:
+        """The next step's sums of units' clipped gradients, and the number of units within the
+        norm less half of all.
+        """
+        steps, plan = self.steps, self.steps.plan
         if steps.taken >= plan.steps:
             raise RunFailedError(f"the plan is for {plan.steps} steps, all of which were taken")
         # told by the run's seed, a mask would tie a unit's gradient to who is in the batch with it
@@ -85,12 +107,8 @@ class AttachedSteps:
             for name, part in clipped.sums.items():
                 sums[name] += part
             centred += clipped.within - (owners[-1] + 1) / 2
-        private = noised(sums, plan.sum_noise_multiplier * steps.norm, steps.source)
-        for name, parameter in self.taps.parameters.items():
-            parameter.grad = private[name] / plan.expected_batch
-        if plan.settings.clipping == "adaptive":
-            steps.norm = moved_norm(steps.norm, centred, plan, steps.source)
         steps.taken += 1
+        return sums, centred
 
     def _clipped(self, losses: Losses, examples: Sequence[Encoded], owners: np.ndarray) -> Clipped:
         steps, settings = self.steps, self.steps.plan.settings

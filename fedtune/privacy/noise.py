@@ -33,6 +33,9 @@ class NoiseSource(GaussianSource, Protocol):
     def uniform(self, count: int) -> np.ndarray:
         """Float64 [count], independent, from 0 and below 1."""
 
+    def words(self, count: int) -> np.ndarray:
+        """Uint64 [count], independent and uniform."""
+
 
 class _Stream:
     """Fresh numbers from one key; two of them never share a byte of a stream."""
@@ -43,12 +46,13 @@ class _Stream:
     def _start(self, key: bytes) -> None:
         self._encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
 
-    def _whole(self, count: int) -> np.ndarray:
+    def words(self, count: int) -> np.ndarray:
+        """Uint64 [count], independent and uniform."""
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
 
     def uniform(self, count: int) -> np.ndarray:
         """Float64 [count], from 0 and below 1: 53 random bits each."""
-        return (self._whole(count) >> np.uint64(11)) * 2.0**-53
+        return (self.words(count) >> np.uint64(11)) * 2.0**-53
 
     def normal(self, count: int, std: float) -> np.ndarray:
         """Float64 [count] by Box and Muller's method, which uses every bit that it draws."""
@@ -69,11 +73,12 @@ class SecureNoise(_Stream):
         super().__init__(os.urandom(32))
         self._process = os.getpid()
 
-    def _whole(self, count: int) -> np.ndarray:
+    def words(self, count: int) -> np.ndarray:
+        """Uint64 [count], independent and uniform."""
         if os.getpid() != self._process:  # a fork would repeat its parent's noise
             self._start(os.urandom(32))
             self._process = os.getpid()
-        return super()._whole(count)
+        return super().words(count)
 
 
 class SeededNoise(_Stream):

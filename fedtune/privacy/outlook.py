@@ -75,6 +75,11 @@ class Outlook:
     @property
     def adversary(self) -> str:
         """Whom the promise holds against."""
+        if (shares := self.plan.shares) is not None:
+            return (
+                f"the coordinator, with up to {shares.colluders} silos that help it, and all who "
+                "get the model"
+            )
         if self.plan.unit == "silo":
             return "all who get the model; the coordinator is trusted"
         return "everybody outside the silo, the coordinator included"
@@ -85,7 +90,7 @@ class Outlook:
         return {
             "plan": self.plan.to_json(),
             "delta": self.plan.settings.delta,
-            "relation": "add_remove",
+            "relation": self.plan.relation,
             "adversary": self.adversary,
             "epsilon": [dataclasses.asdict(figure) for figure in self.figures],
             "over_rounds": [dataclasses.asdict(point) for point in self.points],
@@ -137,7 +142,7 @@ def _points(plan: ExecutionPlan, rounds: int, told: list[Figure]) -> list[Point]
 
 
 def _knobs(plan: ExecutionPlan) -> list[Knob]:
-    rate, noise, sampled = plan.sample_rate, plan.noise_multiplier, plan.settings.sampling != "full"
+    rate, noise, sampled = plan.sample_rate, plan.noise_multiplier, plan.sampling != "full"
 
     def with_(**changed: Any) -> float | None:
         if not 0 < changed.get("sample_rate", rate) <= 1 or changed.get("steps", 1) < 1:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from fedtune.config.federation import FederationConfig
 from fedtune.config.privacy import PrivacyConfig
+from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.privacy.accounting import Accountant, epsilon, solve_noise
 from fedtune.privacy.correlated import Correlation, best_bands
@@ -25,14 +26,25 @@ _LEAST_NOISE = 1e-4  # its square and its inverse are far from where doubles end
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Noise in shares: at least `silos` silos are in a sum, of which `colluders` may tell theirs.
+
+    What the other silos add together is all of the noise, or more.
+    """
+
+    silos: int
+    colluders: int
+
+
+@dataclass(frozen=True)
 class ExecutionPlan:
     """How one data set's units enter `steps` noisy sums, and what that costs.
 
     `units` is the number of units that take part; `sample_rate` the chance of each at a step;
     `noise_multiplier` the noise over the clipping norm that the accountant counts, the count of
     adaptive clipping included. `correlation` is of noise that is not fresh at each step: silos then
-    take turns, one in `1 / sample_rate` steps each. Made by `plan_steps` or `plan_rounds`; every
-    part is derived from these fields.
+    take turns, one in `1 / sample_rate` steps each. `shares` is of noise that silos add together.
+    Made by `plan_steps`, `plan_rounds` or `plan_shared`; every part is derived from these fields.
     """
 
     unit: Unit
@@ -42,15 +54,23 @@ class ExecutionPlan:
     noise_multiplier: float
     settings: PrivacyConfig
     correlation: Correlation | None = None
+    shares: Shares | None = None
 
     @property
     def sampling(self) -> Literal["poisson", "shuffle", "full", "turns"]:
         """How a step's units come to be those."""
         if self.correlation is not None:
             return "turns"
-        if self.unit == "silo":
+        if self.unit == "silo" or self.shares is not None:
             return "poisson" if self.sample_rate < 1 else "full"
         return self.settings.sampling
+
+    @property
+    def relation(self) -> Literal["add_remove", "zero_out"]:
+        """What neighbouring data are: with a unit or without it; or, where all know which silos are
+        in a sum, with one's delta or with nothing in its place.
+        """
+        return "zero_out" if self.unit == "silo" and self.shares is not None else "add_remove"
 
     @property
     def expected_batch(self) -> float:
@@ -123,6 +143,7 @@ class ExecutionPlan:
             "sum_noise_multiplier": self.sum_noise_multiplier,
             "settings": self.settings.model_dump(mode="json"),
             "correlation": self.correlation.to_json() if self.correlation else None,
+            "shares": dataclasses.asdict(self.shares) if self.shares else None,
         }
 
 
@@ -161,6 +182,50 @@ def plan_rounds(settings: PrivacyConfig, federation: FederationConfig, silos: in
             bands = min(settings.bands or best_bands(rounds, every), rounds)
         correlation = Correlation(settings.server_noise, rounds, every, bands)
     return _solved(ExecutionPlan("silo", silos, rate, rounds, 1.0, settings, correlation))
+
+
+def plan_shared(config: RunConfig, unit: Unit, units: int) -> ExecutionPlan:
+    """The plan of `privacy.mode: distributed` for all rounds: `units` are those of one silo, or for
+    the unit `silo` all silos.
+
+    Who is asked is the coordinator's to choose, so that every silo is taken to be in every round.
+    Raises InputError on a delta that doesn't fit the units, and on an epsilon that can't be told.
+    """
+    _check_delta(config.privacy, unit, units)
+    return _shared(config, unit, units)
+
+
+def noise_of_shared(config: RunConfig) -> float:
+    """The noise multiplier of `plan_shared`, which is the same for all silos."""
+    return _shared(config, _unit_of(config), 1).noise_multiplier
+
+
+def epsilon_of_people(config: RunConfig) -> float:
+    """Epsilon of `plan_shared` for somebody in a silo's rows, as their ledger counts it."""
+    plan = _shared(config, _unit_of(config), 1)
+    return (people_of(plan, "record", 1) if plan.unit == "silo" else plan).epsilon()
+
+
+def _unit_of(config: RunConfig) -> Unit:
+    return "silo" if config.privacy.unit == "silo" else "record"
+
+
+def _shared(config: RunConfig, unit: Unit, units: int) -> ExecutionPlan:
+    settings = config.privacy
+    shares = Shares(config.federation.min_silos, config.secure_aggregation.max_colluders)
+    rate, rounds = settings.sample_rate or 1.0, config.federation.rounds
+    return _solved(ExecutionPlan(unit, units, rate, rounds, 1.0, settings, shares=shares))
+
+
+def people_of(plan: ExecutionPlan, unit: Unit, units: int) -> ExecutionPlan:
+    """What a plan that protects silos costs one of the `units` in a silo's rows.
+
+    Without one patient a silo may send anything else within the clipping norm, which moves the sum
+    by up to twice of it; with nothing in its place, which is what silos are promised, by once.
+    """
+    return dataclasses.replace(
+        plan, unit=unit, units=units, noise_multiplier=plan.noise_multiplier / 2
+    )
 
 
 def _check_delta(settings: PrivacyConfig, unit: Unit, units: int) -> None:

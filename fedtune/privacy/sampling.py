@@ -52,7 +52,7 @@ class UnitSampler:
         return [self._bounded(self._units.of_unit(unit), limit) for unit in self._chosen()]
 
     def _chosen(self) -> np.ndarray:
-        count, sampling = self._plan.units, self._plan.settings.sampling
+        count, sampling = self._plan.units, self._plan.sampling
         if sampling == "full":
             return np.arange(count)
         if sampling == "poisson":

@@ -243,7 +243,7 @@ def _largest_batch(outline: Outline, lengths: list[int]) -> tuple[Task, dict[str
     """
     training, privacy = outline.config.training, outline.config.privacy
     size = training.micro_batch_size or training.batch_size
-    if privacy.mode == "local":
+    if outline.config.in_private_steps:
         size = privacy.max_physical_batch
     longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:size]
     batch = outline.task.collate([outline.train[index] for index in longest])

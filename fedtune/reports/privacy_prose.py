@@ -25,6 +25,12 @@ _CLIPPING = {
 }
 
 
+_RELATION = {
+    "add_remove": "one {unit} added or removed, with all that is theirs",
+    "zero_out": "what one {unit} sends in every round, or nothing in its place",
+}
+
+
 def prose(facts: Mapping[str, Any]) -> str:
     """Markdown: a page that says what privacy.json says, whatever the mode."""
     if facts["promise"] is None:
@@ -57,7 +63,7 @@ def _promise(promise: Mapping[str, Any], mode: str, who: str) -> str:
     return (
         f"This run is differentially private (mode `{mode}`) with **epsilon "
         f"{rounded_up(promise['epsilon'])} at delta {promise['delta']:g}** for the presence "
-        f"of {who} (neighbouring data: one {unit} added or removed, with all that is theirs), by "
+        f"of {who} (neighbouring data: {_RELATION[promise['relation']].format(unit=unit)}), by "
         f"the {first['name']} accountant ({first['library']}). {_second(promise)}"
     )
 
@@ -79,18 +85,36 @@ def _party(name: str, party: Mapping[str, Any], delta: float) -> str:
         if bound
         else ""
     )
-    noise = party["mechanism"].replace("gaussian", "Gaussian", 1)
+    noise = _first_upper(party["mechanism"].replace("gaussian", "Gaussian", 1))
+    least = "at least " if party["shares"] else ""
     return (
-        f"**{name}**: {_counted(party['units'], party['unit'])}. "
+        f"**{name}**: {_whole(party)}. "
         f"{_first_upper(_SAMPLING[party['sampling']].format(**party))}, "
         f"{party['expected_batch']:.4g} expected. What one {party['unit']} adds{rows} is clipped "
         f"{clipping}. {noise} noise of multiplier {rounded_down(party['noise_multiplier'])} is "
-        f"counted; the sum itself has {rounded_down(party['sum_noise_multiplier'])} times the "
-        f"clipping norm. {_counted(party['steps_released'], 'noisy sum')} "
+        f"counted; the sum itself has {least}{rounded_down(party['sum_noise_multiplier'])} times "
+        f"the clipping norm. {_counted(party['steps_released'], 'noisy sum')} "
         f"{_were(party['steps_released'])} released ({party['steps_planned']:,} "
         f"{_were(party['steps_planned'])} planned): epsilon {rounded_up(party['epsilon'])} at "
         f"delta {delta:g} by {party['accountant']['name']} ({party['accountant']['library']}). "
-        f"{_second(party)} {_ledger(party['ledger'])}"
+        f"{_second(party)} {_person(party, delta)}{_ledger(party['ledger'])}"
+    )
+
+
+def _whole(party: Mapping[str, Any]) -> str:
+    """How many units there are."""
+    units = _counted(party["units"], party["unit"])
+    return f"one of {units}" if party["person"] else units
+
+
+def _person(party: Mapping[str, Any], delta: float) -> str:
+    """Of a promise to silos: what it is to somebody in their rows."""
+    if not party["person"]:
+        return ""
+    return (
+        f"For the presence of one person in its rows, which may change all that it sends, the same "
+        f"noise counts half: epsilon {rounded_up(party['person']['epsilon'])} at delta {delta:g}, "
+        "which is what its ledger was charged. "
     )
 
 

@@ -5,11 +5,12 @@ Else `promise` has `epsilon`, `delta`, `unit`, `relation`, `adversary`, `account
 `second_accountant` (each with `name`, `epsilon` and `library` with its version); `parties` has for
 each silo (or `run` for a central one) what was done on its data: `units`, `sampling`,
 `sample_rate`, `steps_planned`, `steps_released`, `mechanism`, `noise_multiplier`,
-`sum_noise_multiplier`, `clipping`, `events`, its own two figures, and under `ledger` what all runs
-on the same people spent together, and the hash of the charge's row there; `composition` says how
-parties and rounds add up, and in how many silos one unit may be (`silos_of_a_unit`); `not_covered`
-what the promise leaves out; `held_out` is the setting. privacy.md tells the same and no more: it is
-made from privacy.json.
+`sum_noise_multiplier`, `clipping`, `events`, `shares` (of noise that silos add together: of how
+many) and `person` (where silos are the units: the figures for one person of theirs), its own two
+figures, and under `ledger` what all runs on the same people spent together, and the hash of the
+charge's row there; `composition` says how parties and rounds add up, and in how many silos one unit
+may be (`silos_of_a_unit`); `not_covered` what the promise leaves out; `held_out` is the setting.
+privacy.md tells the same and no more: it is made from privacy.json.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from fedtune.privacy.accounting import Figure, figures
 from fedtune.privacy.done import Done
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.ledger import Charge
-from fedtune.privacy.plan import ExecutionPlan
+from fedtune.privacy.plan import ExecutionPlan, people_of
 from fedtune.reports.privacy_prose import prose
 
 PROSE = "privacy.md"
@@ -35,6 +36,11 @@ _ADVERSARY = {
     "local": "everybody outside the place whose data these are, the coordinator and other silos "
     "included, who may see every update that left it and the final model, and may know everything "
     "about all other units",
+    "distributed": "everybody outside the place whose data these are, who may see every sum that "
+    "was opened and the final model, and may know everything about all other units: the "
+    "coordinator, and with it up to {colluders} silos that tell it all they know, as long as the "
+    "other silos of each sum, of which there are at least {silos}, add their noise and keep it "
+    "to themselves",
     "central": "whoever gets the model, after any round or at the end, and the other silos, who "
     "may know everything about all other silos; the coordinator is trusted: it sees each silo's "
     "update",
@@ -45,9 +51,6 @@ _NOT_COVERED = (
     "a tokenizer, base model or starting adapter that was itself made from private text: they are "
     "taken as public (fedtune fits no tokenizer)",
     "the number of units, the expected size of a batch and the settings, which are taken as public",
-    "floating-point arithmetic: noise is drawn in double precision from a ChaCha20 stream keyed by "
-    "the operating system and the noised sum is rounded to a grid, but the accounting is that of "
-    "real numbers",
     "whether a run is refused because a silo or a held-out part would be empty. Who is held out, "
     "and in which silo of a simulation somebody is, hangs on nobody else: a hash of the seed and "
     "of one's own id (of a row's own words, where no column names ids) decides it",
@@ -60,9 +63,21 @@ _NOT_COVERED = (
     "files that stay where the data are: the cache, checkpoints, partition.json, charged.json, "
     "manifest.json and logs",
 )
+_REAL = (
+    "floating-point arithmetic: noise is drawn in double precision from a ChaCha20 stream keyed by "
+    "the operating system and the noised sum is rounded to a grid, but the accounting is that of "
+    "real numbers"
+)
 _MODE = {
-    "local": (),
+    "local": (_REAL,),
+    "distributed": (
+        "floating-point arithmetic before a vector is rounded to whole numbers, for which a "
+        "thousandth of the clipping norm is counted; rounding, noise and sums are of whole numbers",
+        "what secure aggregation assumes: docs/secure-aggregation.md",
+        "who took part in a round, which is known to the coordinator and to all silos of it",
+    ),
     "central": (
+        _REAL,
         "silos that a simulation cuts from one data set (`federation.partition.by` other than "
         "`column`): with one silo more, all would be cut anew",
     ),
@@ -107,15 +122,16 @@ def statement(
     if any(one.plan.settings != settings for one in done.values()):
         raise ValueError("a plan was made from other settings than the run's")
     parties = {name: _party(one) for name, one in done.items()}
+    plan = next(iter(done.values())).plan
     return {
         "version": _VERSION,
         "mode": settings.mode,
         "promise": {
             **_promised(parties),
             "delta": settings.delta,
-            "unit": next(iter(done.values())).plan.unit,
-            "relation": "add_remove",
-            "adversary": _ADVERSARY[settings.mode],
+            "unit": plan.unit,
+            "relation": plan.relation,
+            "adversary": _ADVERSARY[settings.mode].format_map(plan.to_json()["shares"] or {}),
         },
         "parties": parties,
         "composition": _composition(settings, len(done), rounds),
@@ -158,17 +174,30 @@ def _party(done: Done) -> dict[str, Any]:
         "expected_batch": plan.expected_batch,
         "steps_planned": plan.steps,
         "steps_released": done.steps,
-        "mechanism": "gaussian"
-        if plan.correlation is None
-        else f"gaussian {settings.server_noise}",
+        "mechanism": _mechanism(plan),
         "noise_multiplier": plan.noise_multiplier,
         "sum_noise_multiplier": plan.sum_noise_multiplier,
         "correlation": plan.correlation.to_json() if plan.correlation else None,
+        "person": _person(plan, done.steps),
+        "shares": dataclasses.asdict(plan.shares) if plan.shares else None,
         "clipping": _clipping(plan),
         "contribution": bounded if plan.unit == "patient" else None,
         "events": [event.to_json() for event in done.events],
         "ledger": _ledger(done.charge),
     }
+
+
+def _person(plan: ExecutionPlan, steps: int) -> dict[str, Any] | None:
+    """Of a promise to silos that add noise themselves: the figures for one of their people."""
+    if plan.unit != "silo" or plan.shares is None:
+        return None
+    return _figures(plan.settings, [people_of(plan, "record", 1).event(steps)])
+
+
+def _mechanism(plan: ExecutionPlan) -> str:
+    if plan.shares is not None:
+        return "discrete gaussian in shares"
+    return "gaussian" if plan.correlation is None else f"gaussian {plan.settings.server_noise}"
 
 
 def _clipping(plan: ExecutionPlan) -> dict[str, Any]:
@@ -198,7 +227,8 @@ def _composition(settings: PrivacyConfig, parties: int, rounds: int | None) -> d
     told = "all noisy sums of the run are composed"
     if rounds is not None:
         told += f", over all of its {rounds} rounds"
-    in_silos = settings.mode == "local" and rounds is not None
+    in_silos = settings.mode in ("local", "distributed") and rounds is not None
+    in_silos = in_silos and settings.unit != "silo"
     if in_silos and parties > 1:
         told += (
             "; each unit is in one silo (a run in which two silos have one id is refused), so the "

@@ -12,6 +12,7 @@ Reason = Literal[
     "too few",  # fewer silos than the threshold or quorum
     "share",  # a share that can't be decrypted or that fits no secret
     "sets",  # survivor sets that contradict what was said before
+    "noise",  # a share of noise that was drawn before, for other sums
     "range",  # a sum that no honest vectors have
 ]
 

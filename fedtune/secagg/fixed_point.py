@@ -26,6 +26,33 @@ DIGITS = 3
 _CHUNK = 1 << 15  # its numbers stay in a core's cache from step to step
 
 
+def words_of(count: int) -> int:
+    """Words that `count` digits take."""
+    return -(-count // DIGITS)
+
+
+def packed(digits: np.ndarray) -> np.ndarray:
+    """Words, uint64 [words_of(count)], of digits, int64 [count], of either sign.
+
+    Words of sums are sums of words modulo 2^64, whatever the digits are: only to tell the digits
+    again, each of a sum's must be within a range of the base.
+    """
+    whole = np.zeros(DIGITS * words_of(len(digits)), np.int64)
+    whole[: len(digits)] = digits
+    low, middle, high = whole.view(WORD).reshape(DIGITS, -1)
+    return low + BASE * (middle + BASE * high)
+
+
+def unpacked(words: np.ndarray, count: int, least: int = 0) -> np.ndarray:
+    """The digits, int64 [count], each from `least` on and below `least` + the base."""
+    lifted = words - WORD.type((least * (1 + BASE + BASE**2)) % 2**64)
+    rest, low = np.divmod(lifted, BASE)
+    high, middle = np.divmod(rest, BASE)
+    digits = np.concatenate([low, middle, high])[:count].view(np.int64)
+    digits += least
+    return digits
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """The encoding of `count` numbers of which at most `silos` vectors are added.
@@ -48,7 +75,7 @@ class FixedPoint:
     @property
     def words(self) -> int:
         """64-bit words of a vector."""
-        return -(-self.count // DIGITS)
+        return words_of(self.count)
 
     def step(self, bound: float) -> float:
         """The largest error of one silo's number within `bound`."""
@@ -65,7 +92,7 @@ class FixedPoint:
         if not np.isfinite(values).all() or not (bounds > 0).all():
             raise ValueError("numbers are to be finite, bounds positive")
         chance = Cipher(AES(secrets.token_bytes(32)), CTR(bytes(16))).encryptor()
-        digits = np.zeros(DIGITS * self.words, np.int64)
+        digits = np.zeros(self.count, np.int64)
         half = 0.5 * (self.levels - 1)
         for start in range(0, self.count, _CHUNK):
             part = slice(start, min(start + _CHUNK, self.count))
@@ -76,8 +103,7 @@ class FixedPoint:
             exact += np.frombuffer(chance.update(bytes(4 * len(exact))), "<u4") * 2.0**-32
             # below the next integer by construction, but for floating point at the very top
             digits[part] = np.minimum(exact, self.levels - 1, out=exact)
-        low, middle, high = digits.view(WORD).reshape(DIGITS, self.words)
-        return low + BASE * (middle + BASE * high)
+        return packed(digits)
 
     def decode(self, words: np.ndarray, summands: int, bounds: np.ndarray) -> np.ndarray:
         """The sum of `summands` vectors' numbers, float64 [count].
@@ -86,9 +112,7 @@ class FixedPoint:
         """
         if words.shape != (self.words,) or not 1 <= summands <= self.silos:
             raise ValueError(f"want {self.words} words, a sum of 1 to {self.silos} vectors")
-        rest, low = np.divmod(words, BASE)
-        high, middle = np.divmod(rest, BASE)
-        digits = np.concatenate([low, middle, high])[: self.count]
+        digits = unpacked(words, self.count)
         if int(digits.max()) > summands * (self.levels - 1):
             raise ValueError("the sum is out of range: a silo's vector was")
         return (digits * (2.0 / (self.levels - 1)) - summands) * bounds

@@ -85,7 +85,7 @@ def train(
             processes=processes.count(),
             comparison=comparison,
             data=facts,
-            done={"run": paid.parties[0].done(private)} if paid and private else {},
+            done={"run": paid.parties[0].done(private.plan)} if paid and private else {},
         )
 
 
@@ -99,7 +99,7 @@ def _claim(prepared: Prepared, out: Path, *, resume: bool) -> None:
 
 def party_of(rows: ExampleSet, private: PrivateSteps) -> Party:
     """Whose rows a central run charges, and for what purpose."""
-    return Party("train", rows, private)
+    return Party("train", rows, private.plan)
 
 
 def _charge(

@@ -15,11 +15,11 @@ from fedtune.data.examples import ExampleSet
 from fedtune.errors import InputError
 from fedtune.privacy.chained_rows import Row
 from fedtune.privacy.done import Done
-from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.exposure import Figures
 from fedtune.privacy.fingerprints import People, fingerprints
 from fedtune.privacy.ledger import Budget, Charge, Ledger, Request, is_ledger, ledger_path
+from fedtune.privacy.plan import ExecutionPlan
 from fedtune.privacy.positions import Position, next_position
 
 CHARGED = "charged.json"
@@ -30,14 +30,14 @@ _Place = tuple[int, str, str]
 
 @dataclass(frozen=True)
 class Party:
-    """Whose `rows` take the `private` steps, under the `purpose` that the ledger keeps.
+    """Whose `rows` pay for the steps of `plan`, under the `purpose` that the ledger keeps.
 
     `each` of the steps are taken between one position of the run and the next.
     """
 
     purpose: str
     rows: ExampleSet
-    private: PrivateSteps
+    plan: ExecutionPlan
     each: int = 1
 
 
@@ -51,10 +51,14 @@ class Charged:
     charge: Charge
     events: tuple[GaussianEvent, ...]
 
-    def done(self, private: PrivateSteps) -> Done:
-        """What the statement tells: everything that was charged counts as released."""
-        steps = private.plan.steps_of(self.events)
-        return Done(private.plan, self.events, steps, self.charge)
+    def done(self, plan: ExecutionPlan) -> Done:
+        """What the statement tells of `plan`: everything that was charged counts as released.
+
+        Where silos are promised something, their people were charged for more.
+        """
+        steps = plan.steps_of(self.events)
+        events = (plan.event(steps),) if plan.unit == "silo" else self.events
+        return Done(plan, events, steps, self.charge)
 
 
 @dataclass
@@ -198,7 +202,7 @@ def _unpaid(
     """The steps to charge: those before, if the ledger doesn't know of them, and `more` to come."""
     mine = [entry for entry in entries if entry["purpose"] == party.purpose]
     if not mine:
-        return max(party.private.plan.steps, more * party.each)
+        return max(party.plan.steps, more * party.each)
     lost = sum(_event(entry).count for entry in mine if _place_of(entry) not in known)
     return lost + max(0, more) * party.each
 
@@ -211,7 +215,7 @@ def _start(run: str, last: Position | None, to_come: int) -> Position:
 
 
 def _request(config: RunConfig, party: Party, steps: int, start: Position, key: bytes) -> Request:
-    plan = party.private.plan
+    plan = party.plan
     return Request(
         run=start.run,
         course=start.course,

@@ -1,5 +1,7 @@
 """From a run's settings and rows to its private steps: who is a unit, and what plan holds."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fedtune.config.privacy_unit import unit_of
@@ -9,7 +11,7 @@ from fedtune.errors import InputError
 from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.ledger import budget_of_machine, check_ledger, ledger_path
 from fedtune.privacy.noise import NoiseSource, SecureNoise
-from fedtune.privacy.plan import plan_steps
+from fedtune.privacy.plan import ExecutionPlan, people_of, plan_shared, plan_steps
 from fedtune.privacy.sampling import UnitRows
 from fedtune.training import processes
 from fedtune.training.sampling import steps_for
@@ -24,9 +26,10 @@ def scores_shown(config: RunConfig) -> bool:
 
 def check_one_place(config: RunConfig) -> None:
     """Raise InputError on a promise that training in one place can't keep: there are no silos."""
-    if config.privacy.mode == "central":
+    mode = config.privacy.mode
+    if mode in ("central", "distributed"):
         raise InputError(
-            "`central` adds noise to the sum of silos' deltas, and `train` has no silos",
+            f"`{mode}` adds noise to the sum of what silos send, and `train` has no silos",
             where="privacy.mode",
             mend="set it to `local`, or run a federation",
         )
@@ -36,10 +39,12 @@ def check_private(config: RunConfig, *, resume: bool = False) -> None:
     """Raise InputError on what can't be trained privately, before anything is loaded."""
     if config.privacy.mode == "central" and not config.privacy.outside_budget:
         _check_no_budget()
-    if config.privacy.mode != "local":
+    if config.privacy.mode not in ("local", "distributed"):
         return
     unit_of(config)
     check_ledger(config.privacy.ledger)
+    if not config.in_private_steps:
+        return
     if processes.count() > 1:
         raise InputError(
             "private steps run in one process", where="privacy.mode", mend="start one process"
@@ -83,9 +88,44 @@ def private_steps(
     """
     if config.privacy.mode != "local":
         return None
-    unit = unit_of(config)
-    codes = rows.codes("unit_id")[0] if unit == "patient" else np.arange(len(rows))
-    units = UnitRows.of(codes)
+    unit, units = unit_of(config), _units(config, rows)
     steps = steps_for(config.training, len(units)) * rounds
     plan = plan_steps(config.privacy, unit, len(units), config.training.batch_size, steps)
     return PrivateSteps(plan, units, source or SecureNoise())
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What is promised of one party's rows: `plan` is what its statement tells, `charged` what it
+    costs the people in them. `steps` are private steps on them, where the promise has such.
+    """
+
+    plan: ExecutionPlan
+    charged: ExecutionPlan
+    steps: PrivateSteps | None = None
+
+
+def protection(
+    config: RunConfig, rows: ExampleSet, *, silos: int, source: NoiseSource | None = None
+) -> Protection | None:
+    """The promise of one silo of `silos` for all rounds; None where nothing is charged to anybody.
+
+    `source` is a seeded one in tests only. Raises InputError on settings that don't fit the rows.
+    """
+    if config.privacy.mode == "local":
+        steps = private_steps(config, rows, rounds=config.federation.rounds, source=source)
+        assert steps is not None  # noqa: S101 - the mode is `local`
+        return Protection(steps.plan, steps.plan, steps)
+    if config.privacy.mode != "distributed":
+        return None
+    unit, units = unit_of(config), _units(config, rows)
+    if config.in_private_steps:
+        plan = plan_shared(config, unit, len(units))
+        return Protection(plan, plan, PrivateSteps(plan, units, source or SecureNoise()))
+    plan = plan_shared(config, "silo", silos)
+    return Protection(plan, people_of(plan, unit, len(units)))
+
+
+def _units(config: RunConfig, rows: ExampleSet) -> UnitRows:
+    patients = unit_of(config) == "patient"
+    return UnitRows.of(rows.codes("unit_id")[0] if patients else np.arange(len(rows)))

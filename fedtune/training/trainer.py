@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from fedtune.config.training import TrainingConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.models.adapters import read_state, write_state
-from fedtune.privacy.dp_sgd import AttachedSteps, PrivateSteps
+from fedtune.privacy.dp_sgd import AttachedSteps, Losses, PrivateSteps
 from fedtune.tasks.evaluation import to_device
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import TensorSet
@@ -127,6 +127,17 @@ class Trainer:
             evaluations=progress.evaluations,
         )
 
+    def sum_for_shares(
+        self, model: Any, train: Sequence[Encoded], private: PrivateSteps
+    ) -> TensorSet:
+        """The next private step's sum of clipped gradients, without noise; `model` stays as it is.
+
+        For `fedtune.privacy.distributed`, which adds a share of the noise before it leaves.
+        """
+        attached = private.attach(model)
+        with _learning(model, self._settings):
+            return attached.sum_for_shares(self._losses(model), train)
+
     def _rate(self, step: int, steps: int) -> float:
         return self._settings.learning_rate * rate_factor(self._settings, step, steps)
 
@@ -176,19 +187,22 @@ class Trainer:
             raise InputError(
                 "private steps run in one process", where="privacy.mode", mend="start one process"
             )
-        where = next(iter(attached.taps.parameters.values())).device
+        private = attached.steps
+        if progress.clipping_norm is not None:
+            private.norm = progress.clipping_norm
+        attached.set_gradients(self._losses(model), train)
+        progress.clipping_norm = private.norm
+        return None, round(private.plan.expected_batch)
+
+    def _losses(self, model: Any) -> Losses:
+        where = next(p for p in model.parameters() if p.requires_grad).device
 
         def losses(examples: Sequence[Encoded]) -> Tensor:
             batch = to_device(self._task.collate(examples), model)
             with processes.precision(self._settings, where):
                 return self._task.losses(model, batch)
 
-        private = attached.steps
-        if progress.clipping_norm is not None:
-            private.norm = progress.clipping_norm
-        attached.set_gradients(losses, train)
-        progress.clipping_norm = private.norm
-        return None, round(private.plan.expected_batch)
+        return losses
 
     def _evaluate(self, model: Any, validation: Sequence[Encoded], progress: Progress) -> None:
         size = self._settings.micro_batch_size or self._settings.batch_size

@@ -18,12 +18,20 @@ _ASKED = (
     "noise_multiplier",
     "delta",
     "unit",
+    "sample_rate",
     "max_records_per_unit",
     "sampling",
     "clipping",
     "clipping_norm",
     "accountant",
 )
+
+
+_TO = {
+    "local": "train by DP-SGD",
+    "distributed": "add its share of the noise to what it sends into secure sums (privacy mode "
+    "distributed, discrete Gaussian)",
+}
 
 
 def write_asked(folder: Path, settings: PrivacyConfig, silos: int) -> dict[str, Any]:
@@ -44,10 +52,10 @@ def _asked(settings: PrivacyConfig, silos: int) -> dict[str, Any]:
         "promise": None,
         "asked": asked,
         "statement": (
-            f"Each of {silos} silos was asked to train by DP-SGD with {told}. By its own policy it "
-            "does so or refuses; before its first step it charges its own budget ledger, and it "
-            "writes a statement of what was done on its data, with epsilon by two accountants, "
-            "into `runs` of its node's folder. The coordinator is told nothing of a silo's data, "
-            "can't check this from outside, and gives no epsilon of its own."
+            f"Each of {silos} silos was asked to {_TO[settings.mode]} with {told}. By its own "
+            "policy it does so or refuses; before its first step it charges its own budget "
+            "ledger, and it writes a statement of what was done on its data, with epsilon by two "
+            "accountants, into `runs` of its node's folder. The coordinator is told nothing of a "
+            "silo's data, can't check this from outside, and gives no epsilon of its own."
         ),
     }

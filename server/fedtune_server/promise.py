@@ -50,13 +50,17 @@ _SENTENCES = {
     "first step there. The coordinator knows the run's promise, below. It can't check it from "
     "outside, and isn't told what any ledger holds: what was done on its rows and what a patient "
     "has spent over all runs only the silo can say (its statement, and fedtune budget show).",
+    "distributed": "Each silo adds a share of the noise and charges its own ledger; the sum alone, "
+    "which is opened of no fewer silos than the settings say, has all of it. So the promise holds "
+    "against the coordinator too, and against silos that help it, up to the number in the "
+    "settings. None of the ledgers is told here.",
     "central": "The coordinator adds the noise, so the promise holds against who gets the adapter "
     "and not against the coordinator. It is for whole silos: no patient's ledger is charged.",
 }
 
 
 def _unit(settings: PrivacyConfig) -> str:
-    if settings.mode == "central":
+    if settings.mode == "central" or settings.unit == "silo":
         return "one silo"
     if settings.unit is None:
         return "one patient of a silo, or one row where its data name no patients"
@@ -67,6 +71,6 @@ def _epsilon(settings: PrivacyConfig, rounds: int) -> str:
     if settings.target_epsilon is not None:
         return f"at most {settings.target_epsilon:g} for all {rounds} rounds together"
     return (
-        f"not known here: noise multiplier {settings.noise_multiplier:g}, from which each silo "
+        f"not told here: noise multiplier {settings.noise_multiplier:g}, from which each silo "
         "counts its own"
     )

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedtune.config.schema import RunConfig
 from fedtune.errors import RunFailedError
+from fedtune.privacy.distributed import NoisySum, noisy_sum
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.coordinator import Coordinator
 from fedtune.secagg.fields import by_silo, text_in, texts_in
@@ -24,7 +25,7 @@ from fedtune.secagg.messages import write_terms
 from fedtune.secagg.silo import Unmasking
 from fedtune.secagg.terms import choose
 from fedtune.secagg.weighted import Weighted, encoding_of
-from fedtune.tensors import WIRE_STYPE, TensorSet
+from fedtune.tensors import WIRE_STYPE, Spec, TensorSet
 from fedtune_server.collect import Failure, Request, collect_replies
 
 _LONGEST_STEP_SECONDS = 120.0  # of steps without training
@@ -64,8 +65,7 @@ class SecureTotal:
 def secure_sum(asking: Asking, requests: Mapping[str, Request], secure: SecureRun) -> SecureTotal:
     """One round. Raises RunFailedError, with nothing revealed, when too few silos are left."""
     silos, settings = tuple(sorted(requests)), secure.config.secure_aggregation
-    spec = requests[silos[0]].expected
-    code = encoding_of(secure.config, spec, len(silos))
+    code = _code(secure.config, requests[silos[0]].expected, len(silos), asking)
     terms = choose(
         asking.run_hash,
         asking.round,
@@ -93,7 +93,7 @@ class _Stages:
     machine: Coordinator
     failures: list[Failure] = field(default_factory=list)
 
-    def run(self, code: Weighted) -> SecureTotal:
+    def run(self, code: Weighted | NoisySum) -> SecureTotal:
         """The stages one after another, each with those who came through the one before."""
         machine, terms = self.machine, self.machine.terms
         proposed: dict[str, Any] = {"step": "advertise", "terms": write_terms(terms)}
@@ -113,7 +113,7 @@ class _Stages:
         self._step(dict.fromkeys(machine.signers, unmask), self._take_unmasking)
         total, there = machine.finish()
         try:
-            mean, weight = code.decode(total, len(there))
+            mean, weight = _opened(code, total, len(there), self.config)
         except ValueError as error:
             raise AbortError("range", str(error)) from None
         # a silo that is in the sum isn't missing from the round, whatever it failed at later
@@ -185,6 +185,26 @@ class _Stages:
         seeds, keys = by_silo(record, "seeds_of", "seeds"), by_silo(record, "keys_of", "keys")
         unreadable = tuple(texts_in(record, "unreadable"))
         self.machine.add_unmasking(silo, Unmasking(seeds, keys, unreadable))
+
+
+def _code(config: RunConfig, spec: Spec, silos: int, asking: Asking) -> Weighted | NoisySum:
+    """How the round's vectors are made: as the silos make them."""
+    if config.privacy.mode == "distributed":
+        return noisy_sum(config, spec, silos, asking.run_hash, asking.round)
+    return encoding_of(config, spec, silos)
+
+
+def _opened(
+    code: Weighted | NoisySum, total: np.ndarray, silos: int, config: RunConfig
+) -> tuple[TensorSet, int]:
+    """The round's delta from the sum of so many silos' words, and its weight."""
+    if isinstance(code, Weighted):
+        return code.decode(total, silos)
+    if not config.in_private_steps:
+        return code.decode(total) * (1 / silos), silos
+    # one step of gradient descent on all silos' units
+    per_unit = 1 / (silos * config.training.batch_size)
+    return code.decode(total) * (-config.training.learning_rate * per_unit), silos
 
 
 def _words_in(reply: Message) -> np.ndarray:

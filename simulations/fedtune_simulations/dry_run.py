@@ -30,7 +30,7 @@ from fedtune.training.checkpoints import run_hash
 from fedtune.training.run_folder import PARTITION, check_folder, check_local_start
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
-from fedtune_simulations.setting import check_ranks, silos_of, silos_private_steps
+from fedtune_simulations.setting import check_ranks, silos_of, silos_protection
 from fedtune_simulations.simulate import check_available, parties_of
 
 
@@ -61,7 +61,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     chosen = silos_of(config, found.splits.train)
     rule = rule_of(config, len(chosen), out / "checkpoints")
     check_ranks(config, chosen)
-    private = silos_private_steps(config, found.splits.train, chosen)
+    private = silos_protection(config, found.splits.train, chosen)
     nodes = {name: number for number, name in enumerate(sorted(chosen))}
     run = run_hash(config, found.splits.facts)
     plan = RunPlan(nodes, config.federation, config.seed, run)
@@ -94,7 +94,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     parties = parties_of(config, found.splits.train, chosen, private)
     to_come = len(rounds) - latest_round(out / "checkpoints")
     charges = ask_ledger(config, parties, folder=out, run=run, to_come=to_come) if parties else {}
-    plans = {name: steps.plan for name, steps in private.items()}
+    plans = {name: promised.plan for name, promised in private.items()}
     if isinstance(rule, SiloLevel):
         plans["coordinator"] = rule.plan
     return FederatedDryRun(

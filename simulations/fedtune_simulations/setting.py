@@ -22,13 +22,12 @@ from fedtune.identity.keys import new_identity, public_bytes
 from fedtune.models.adapters import attach_adapter, state_spec, write_state
 from fedtune.models.residual import residual_added
 from fedtune.models.twin import bare_twin
-from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.tasks.evaluation import evaluate
 from fedtune.tasks.task import Encoded, Task
 from fedtune.tensors import Spec
 from fedtune.training.checkpoints import run_hash
 from fedtune.training.prepare import prepare as prepare_training
-from fedtune.training.private import private_steps, scores_shown
+from fedtune.training.private import Protection, protection, scores_shown
 from fedtune_simulations.events import Listener, steps_of
 
 EVALUATION_BATCH = 32
@@ -40,8 +39,8 @@ class Setting:
 
     `smaller` are models with adapters of lower rank over the same base weights, by rank.
     `pooled` is the silos' examples one silo after another, `test` what is held out; `partition`
-    divides the train rows of `splits`. `private` are the silos' private steps, each planned for
-    all rounds; none without `privacy.mode: local`.
+    divides the train rows of `splits`. `private` is what each silo's rows are promised, for
+    all rounds; empty where silos promise nothing.
     """
 
     config: RunConfig
@@ -54,7 +53,7 @@ class Setting:
     test: Sequence[Encoded]
     splits: Splits
     partition: Partition
-    private: Mapping[str, PrivateSteps]
+    private: Mapping[str, Protection]
 
     @property
     def run_hash(self) -> str:
@@ -125,6 +124,7 @@ class SimulatedSilo:
     def train(self, told: Instruction) -> LocalUpdate:
         """Train as told; depends on seed, name, round and data only."""
         setting = self.setting
+        promised = setting.private.get(self.name)
         silo = LocalSilo(
             self.name,
             setting.run_hash,
@@ -132,7 +132,7 @@ class SimulatedSilo:
             setting.model_of(self.name),
             setting.task,
             setting.silos[self.name],
-            setting.private.get(self.name),
+            promised.steps if promised else None,
             steps_of(self.listener, told.round, self.name),
         )
         return silo.train(told)
@@ -154,7 +154,7 @@ def prepare(config: RunConfig) -> Setting:
         test=ready.test,
         splits=ready.splits,
         partition=chosen,
-        private=silos_private_steps(config, ready.splits.train, chosen),
+        private=silos_protection(config, ready.splits.train, chosen),
     )
 
 
@@ -164,16 +164,15 @@ def silos_of(config: RunConfig, rows: ExampleSet) -> Partition:
     return partition(rows, settings, config.seed, independent=config.private)
 
 
-def silos_private_steps(
+def silos_protection(
     config: RunConfig, rows: ExampleSet, silos: Partition
-) -> Mapping[str, PrivateSteps]:
-    """Each silo's private steps for all rounds on its part of `rows`; none without `local`."""
-    rounds = config.federation.rounds
-    planned = {
-        name: private_steps(config, rows.select(chosen), rounds=rounds)
+) -> Mapping[str, Protection]:
+    """What each silo's part of `rows` is promised, for all rounds; empty where nothing is."""
+    promised = {
+        name: protection(config, rows.select(chosen), silos=len(silos))
         for name, chosen in silos.items()
     }
-    return {name: steps for name, steps in planned.items() if steps is not None}
+    return {name: one for name, one in promised.items() if one is not None}
 
 
 def check_ranks(config: RunConfig, silos: Mapping[str, object]) -> None:

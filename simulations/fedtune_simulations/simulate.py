@@ -26,12 +26,11 @@ from fedtune.models.read_json import read_json
 from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
-from fedtune.privacy.dp_sgd import PrivateSteps
 from fedtune.privacy.spending import RELEASED
 from fedtune.tensors import TensorSet
 from fedtune.training.charging import Paid, Party, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
-from fedtune.training.private import check_private
+from fedtune.training.private import Protection, check_private
 from fedtune.training.run_folder import PARTITION, claim_folder, kept_unless_refused
 from fedtune.training.run_lock import alone_in
 from fedtune_simulations.comparison import compare as compare_with
@@ -161,22 +160,22 @@ def parties_of(
     config: RunConfig,
     train: ExampleSet,
     partition: Partition,
-    private: Mapping[str, PrivateSteps],
+    private: Mapping[str, Protection],
 ) -> list[Party]:
     """Each silo's rows, and the purpose that they are charged for."""
     return [
         Party(
             f"silo {name}",
             train.select(partition[name]),
-            steps,
-            steps.plan.steps // config.federation.rounds,
+            promised.charged,
+            promised.charged.steps // config.federation.rounds,
         )
-        for name, steps in sorted(private.items())
+        for name, promised in sorted(private.items())
     ]
 
 
 def _charge(setting: Setting, out: Path) -> Paid | None:
-    """Charge each silo's private steps of all rounds, before any is taken; all silos or none."""
+    """Charge each silo's people for all rounds, before any is begun; all silos or none."""
     config, rounds = setting.config, setting.config.federation.rounds
     parties = parties_of(config, setting.splits.train, setting.partition, setting.private)
     if not parties:  # no promise, no ledger
@@ -195,7 +194,7 @@ def _done(setting: Setting, rule: Rule, paid: Paid | None) -> dict[str, Done]:
     if paid is None:
         return {}
     silos = zip(sorted(setting.private.items()), paid.parties, strict=True)
-    return {name: charged.done(private) for (name, private), charged in silos}
+    return {name: charged.done(promised.plan) for (name, promised), charged in silos}
 
 
 def _check_record(rule: Rule, out: Path) -> None:

@@ -133,3 +133,31 @@ def test_a_mistake_in_the_node_s_file_is_told_with_its_line(rule: str, words: st
     content = NODE.format(fingerprint="a" * 64, digest="b" * 64, rule="max_steps: 3")
     (tmp_path / "node.yaml").write_text(content)
     assert load_node(tmp_path).policy.max_steps == 3
+
+
+def shared(**privacy: Any) -> dict[str, Any]:
+    return {
+        "training": {"max_steps": 1, "optimizer": "sgd"},
+        "secure_aggregation": True,
+        "federation": {"min_silos": 5, "rounds": 10},
+        "privacy": {"mode": "distributed", "target_epsilon": 3.0, **privacy},
+    }
+
+
+ALLOWED = {"privacy": {"modes": ["distributed"]}}
+
+
+def test_noise_in_shares_is_judged_by_what_the_silo_s_people_have_of_it():
+    patients = shared(sample_rate=0.2)
+    assert told(patients, ALLOWED) == []
+    (refused,) = told(patients)
+    assert "privacy.mode is distributed, this silo allows local" in refused
+    (refused,) = told(shared(sample_rate=0.2, target_epsilon=9.0), ALLOWED)
+    assert "an epsilon of 8.99" in refused
+    assert told(shared(unit="silo"), ALLOWED) == []
+    (refused,) = told(shared(unit="silo", target_epsilon=6.0), ALLOWED)
+    assert "one of this silo's people an epsilon of 1" in refused
+    (refused,) = told(shared(sample_rate=0.2, unit="record"), ALLOWED)
+    assert "this silo protects patients" in refused
+    (refused,) = told(shared(sample_rate=0.2, delta=1e-3), ALLOWED)
+    assert "privacy.delta is 0.001" in refused

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from fedtune_client.secure import Agreed, SecurePart
+from fedtune_client.once import Agreed, Drawn
+from fedtune_client.secure import SecurePart
 from fedtune_client.update import LocalUpdate
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -144,4 +146,59 @@ def test_a_run_without_secure_aggregation_has_no_part():
     part = parts()[SILOS[0]]
     part.config = RunConfig()
     with pytest.raises(AbortError, match="not one with secure aggregation"):
+        part.answer(asked("advertise", of, terms=write_terms(of)))
+
+
+NOISED = RunConfig.model_validate(
+    {
+        "secure_aggregation": True,
+        "federation": {"rounds": 3, "min_silos": 4},
+        "privacy": {"mode": "distributed", "unit": "silo", "noise_multiplier": 1.0},
+    }
+)
+
+
+def drawn(
+    folder: Path, *, silos: int = 4, number: int = 1, colluders: int = 0, at_stake: float = 0.001
+) -> np.ndarray:
+    """What a silo would send in a round, from a process of its own, whatever it then trained."""
+    part = SecurePart(
+        *(SILOS[0], NOISED, RUN, identity_of(SILOS[0]), identities(SILOS), 3, colluders),
+        drawn=Drawn(folder / "drawn"),
+    )
+    update = LocalUpdate(DELTA.map(lambda tensor: torch.full_like(tensor, at_stake)), 5)
+    about = terms(round_number=number, silos=names(silos))
+    return part._vector(update, DELTA.spec, about)
+
+
+def test_noise_is_drawn_once_a_round_whatever_is_asked(tmp_path: Path):
+    first = drawn(tmp_path)
+    assert np.array_equal(drawn(tmp_path), first)
+    assert np.array_equal(drawn(tmp_path, at_stake=0.3), first)
+    assert not np.array_equal(drawn(tmp_path / "other"), first)
+    second = drawn(tmp_path, number=2)
+    assert not np.array_equal(second, first)
+    with pytest.raises(AbortError, match="drew our noise for round 2"):
+        drawn(tmp_path, number=1)
+
+
+@pytest.mark.parametrize("changed", [{"silos": 9}, {"colluders": 2}])
+def test_noise_of_other_sums_is_not_drawn_anew(tmp_path: Path, changed: dict):
+    drawn(tmp_path)
+    with pytest.raises(AbortError, match="for other sums"):
+        drawn(tmp_path, **changed)
+
+
+def test_noise_that_can_not_be_read_is_not_drawn_anew(tmp_path: Path):
+    drawn(tmp_path)
+    (tmp_path / "drawn" / "words.npy").write_bytes(b"no")
+    with pytest.raises(AbortError, match="can't be read"):
+        drawn(tmp_path)
+
+
+def test_a_smaller_sum_than_noise_is_drawn_for_is_refused():
+    part = SecurePart(SILOS[0], NOISED, RUN, identity_of(SILOS[0]), identities(SILOS), 3, 0)
+    of = terms(min_silos=3)
+    assert of.quorum == 3
+    with pytest.raises(AbortError, match="want 4 at least"):
         part.answer(asked("advertise", of, terms=write_terms(of)))

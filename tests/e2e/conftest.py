@@ -222,7 +222,7 @@ def allow(node: Path) -> None:
     """
     yaml = YAML(typ="safe")
     tree = yaml.load((node / "node.yaml").read_text())
-    tree["policy"]["privacy"] |= {"modes": ["none", "local"], "unit": "record"}
+    tree["policy"]["privacy"] |= {"modes": ["none", "local", "distributed"], "unit": "record"}
     tree["policy"] |= {"send_counts": True, "send_metrics": True, "methods": ["lora", "fed_sb"]}
     with (node / "node.yaml").open("w") as file:
         yaml.dump(tree, file)

@@ -1,0 +1,104 @@
+"""What a silo does once a round, however often it is asked: sign for survivors, and draw noise."""
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedtune.atomic import append_line, flush, new_folder
+from fedtune.errors import InputError
+from fedtune.models.read_json import read_json
+from fedtune.privacy.distributed import NoisySum
+from fedtune.secagg.abort import AbortError
+
+AGREED = "agreed.jsonl"
+"""In a run's folder: the survivors that this silo signed for, by round."""
+DRAWN = "drawn"
+"""In a run's folder: the latest round's vector with its noise."""
+
+
+@dataclass
+class Agreed:
+    """Of each round of a run the survivors that this silo signed for; in `file`, if there is one.
+
+    A round that is tried again is trained on once, so its deltas are the same: the difference of
+    two sums over sets that differ in one silo would be that silo's. A second attempt is therefore
+    for the same set or none.
+    """
+
+    file: Path | None = None
+    _known: dict[int, list[str]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.file.exists():
+            lines = map(json.loads, self.file.read_text().splitlines())
+            self._known = {line["round"]: line["survivors"] for line in lines}
+
+    def check(self, number: int, survivors: Collection[str]) -> None:
+        """Raise AbortError where another set of the round was signed before."""
+        if self._known.get(number, sorted(survivors)) != sorted(survivors):
+            raise AbortError("sets", f"we signed for other survivors of round {number} before")
+
+    def add(self, number: int, survivors: Collection[str]) -> None:
+        """Remember the set; on disk when it returns."""
+        if number in self._known:
+            return
+        self._known[number] = sorted(survivors)
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            told = {"round": number, "survivors": self._known[number]}
+            append_line(self.file, json.dumps(told))
+            flush(self.file)
+            flush(self.file.parent)
+
+
+@dataclass
+class Drawn:
+    """The latest round's vector with its noise, in `folder`, if there is one.
+
+    Noise is drawn once a round: were a round tried again with other noise, two sums would have less
+    of it than was counted for one. So a second attempt has the same vector or none.
+    """
+
+    folder: Path | None = None
+    _kept: tuple[dict[str, int], np.ndarray] | None = field(default=None, init=False)
+
+    def vector(
+        self, number: int, code: NoisySum, scale: int, draw: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        """The vector of round `number`, drawn if it is new. Raises AbortError where it was drawn
+        for other sums.
+        """
+        self._kept = self._kept or self._read()
+        facts = {"round": number, "steps": code.steps, "scale": scale, "words": code.words}
+        if self._kept is None or self._kept[0]["round"] < number:
+            self._keep(facts, draw())
+        kept, words = self._there()
+        if kept != facts:
+            raise AbortError(
+                "noise", f"we drew our noise for round {kept['round']}, and for other sums"
+            )
+        return words
+
+    def _there(self) -> tuple[dict[str, int], np.ndarray]:
+        assert self._kept is not None  # noqa: S101 - `vector` has seen to it
+        return self._kept
+
+    def _keep(self, facts: dict[str, int], words: np.ndarray) -> None:
+        """On disk, whole or not at all, before it is sent."""
+        if self.folder is not None:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with new_folder(self.folder, needed=words.nbytes) as draft:
+                np.save(draft / "words.npy", words)
+                (draft / "drawn.json").write_text(json.dumps(facts))
+        self._kept = facts, words
+
+    def _read(self) -> tuple[dict[str, int], np.ndarray] | None:
+        if self.folder is None or not self.folder.exists():
+            return None
+        try:
+            return read_json(self.folder / "drawn.json"), np.load(self.folder / "words.npy")
+        except (InputError, OSError, ValueError) as error:
+            raise AbortError("noise", f"the noise that we drew can't be read: {error}") from None
