@@ -101,3 +101,31 @@ def test_a_node_killed_after_it_sent_its_vector_is_in_the_sum(federation: Federa
     (line,) = federation.rounds("late")
     assert line["silos"] == [*FOUR]
     near(learned(federation, "late"), alone(federation, FOUR))
+
+
+def test_noise_in_shares_is_added_charged_and_told_by_each_silo(federation: Federation):
+    begin(
+        federation,
+        "noised",
+        secure_aggregation__enabled="true",
+        secure_aggregation__max_dropouts="0",
+        federation__rounds="1",
+        federation__min_silos="4",
+        privacy__mode="distributed",
+        privacy__unit="silo",
+        privacy__target_epsilon="2.0",
+    )
+    end(federation, "noised")
+    noise = (learned(federation, "noised") - alone(federation, FOUR)).std()
+    for silo in FOUR:
+        (file,) = (federation.folder / silo / "runs").glob("*/privacy.json")
+        facts = json.loads(file.read_text())
+        assert facts["promise"]["unit"] == "silo"
+        assert facts["promise"]["epsilon"] <= 2.0
+        (party,) = facts["parties"].values()
+        assert party["shares"] == {"silos": 4, "colluders": 0}
+        assert party["ledger"]["after"]["pld"] == pytest.approx(party["person"]["epsilon"])
+        # a clipping norm of 1, and the mean of four
+        assert float(noise) == pytest.approx(party["noise_multiplier"] / 4, rel=0.02)
+    told = json.loads((federation.server / "runs" / "noised" / "privacy.json").read_text())
+    assert "add its share of the noise" in told["statement"]

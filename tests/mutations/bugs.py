@@ -11,6 +11,7 @@ _SAMPLING, _PLAN, _GRADS = "test_sampling.py", "test_plan.py", "test_per_example
 _CENTRAL, _LEDGER, _PEOPLE = "test_central.py", "test_ledger.py", "test_fingerprints.py"
 _PLACES = "tests/data/test_placement.py"
 _ACCOUNTS, _CORRELATED = "test_accounting.py", "test_correlated.py"
+_SHARES, _AGAIN = "test_distributed.py", "tests/client/test_secure.py"
 _REFUSED = "test_a_fault_is_refused_by_the_run_and_by_its_dry_run"
 _RUNS = "tests/cli/test_private_budget.py"
 _FEDERATIONS = "tests/simulations/test_private_budget.py"
@@ -983,5 +984,60 @@ BUGS = [
         "pass",
         "tests/client/test_node.py",
         "test_a_node_whose_record_was_put_back_pays_for_what_it_does_again",
+    ),
+    # noise in shares
+    _bug(
+        "noise is shared out over all silos of a round, of which some drop out",
+        "way 12",
+        "privacy/distributed",
+        "return self.shares.silos - self.shares.colluders",
+        "return self.silos - self.shares.colluders",
+        _SHARES,
+        "test_the_smallest_sum_has_all_the_noise_without_those_who_may_tell_theirs",
+    ),
+    _bug(
+        "the noise of silos that tell theirs counts",
+        "way 12; Kairouz et al. 2021 count honest silos only",
+        "privacy/distributed",
+        "return self.shares.silos - self.shares.colluders",
+        "return self.shares.silos",
+        _SHARES,
+        "test_the_smallest_sum_has_all_the_noise_without_those_who_may_tell_theirs",
+    ),
+    _bug(
+        "a silo agrees to smaller sums than noise is drawn for",
+        "way 12",
+        "client/fedtune_client/secure",
+        "fewest = max(fewest, self.config.federation.min_silos)",
+        "pass",
+        _AGAIN,
+        "test_a_smaller_sum_than_noise_is_drawn_for_is_refused",
+    ),
+    _bug(
+        "a round that is tried again has fresh noise over the same vector",
+        "way 8 (averaging attack)",
+        "client/fedtune_client/once",
+        'self._kept is None or self._kept[0]["round"] < number',
+        "True",
+        _AGAIN,
+        "test_noise_is_drawn_once_a_round_whatever_is_asked",
+    ),
+    _bug(
+        "one person is taken to move a silo's delta by a norm, not by two",
+        "folklore: add/remove of silos read as replacing a person",
+        "privacy/plan",
+        "noise_multiplier=plan.noise_multiplier / 2",
+        "noise_multiplier=plan.noise_multiplier",
+        _SHARES,
+        "test_people_of_a_silo_are_charged_for_twice_of_what_silos_are",
+    ),
+    _bug(
+        "discrete noise has zero twice",
+        "Canonne et al. 2020, algorithm 2",
+        "privacy/discrete_gaussian",
+        "kept = ~(negative & (sizes == 0))",
+        "kept = np.ones(len(sizes), bool)",
+        "test_discrete_gaussian.py",
+        "test_small_scales_fit_their_probabilities",
     ),
 ]

@@ -23,7 +23,7 @@ Twelve ways are met again and again, and the table speaks of them by number:
 9. Exact counts, losses or metrics are published beside the model.
 10. Batch statistics, shared masks, or scaling fitted to the data.
 11. Silos are weighted by their numbers of examples under an unweighted clip.
-12. Noise in shares is calibrated for silos that then drop out (no such mode here yet).
+12. Noise in shares is calibrated for silos that then drop out.
 
 | Bug | Where it was met | Put into | Found by |
 |---|---|---|---|
