@@ -102,14 +102,6 @@ def _problem(
     field = ".".join(str(key) for key in at)
     where = f"{place}: {field}" if field else place
     first = items[0]
-    if root is RunConfig and at == ("privacy", "mode"):
-        value = first["input"]
-        shown = str(value).lower() if isinstance(value, bool) else value
-        return InputError(
-            f"`{shown}` is not in this release",
-            where=where,
-            mend=f"remove it, or set `{field}: none`",
-        )
     if first["type"] == "extra_forbidden":
         return InputError("unknown field", where=where, mend=_nearest_field(at, root))
     if first["type"] == "value_error":

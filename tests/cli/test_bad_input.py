@@ -98,7 +98,7 @@ FILES = [
     ("federation: {server_optimizer: {name: fedadam, beta1: 1.0}}\n", "less than 1"),
     ("federation: {rounds: 0}\n", "federation.rounds"),
     ("federation: {fraction: 0}\n", "federation.fraction"),
-    ("privacy: {mode: distributed}\n", "not in this release"),
+    ("privacy: {mode: distributed}\n", "needs one of `target_epsilon` and `noise_multiplier`"),
     ("privacy: {epsilon: 1}\n", "privacy.epsilon: unknown field"),
     ("secure_aggregation: {max_weight: 9}\n", "`max_weight` needs `enabled: true`"),
     ("secure_aggregation: true\n", "`secure_aggregation.bound` is to be set"),

@@ -598,9 +598,14 @@ CASES = [
         ),
     ),
     Case(
-        "a privacy mode of another release",
-        ("privacy.mode", "not in this release"),
-        settings=("privacy.mode=distributed",),
+        "noise in shares without secure sums",
+        ("needs `secure_aggregation: true`", "mode: distributed"),
+        settings=(
+            "privacy.mode=distributed",
+            "privacy.unit=silo",
+            "privacy.target_epsilon=8",
+            "privacy.delta=0.001",
+        ),
     ),
 ]
 

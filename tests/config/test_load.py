@@ -30,7 +30,7 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
 def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "training:\n  learning_rat: 1e-2\n  batch_size: many\nprivacy:\n  mode: distributed\n",
+        "training:\n  learning_rat: 1e-2\n  batch_size: many\nprivacy:\n  mode: locl\n",
     )
     with pytest.raises(InputError) as caught:
         load_config(path, ["seed=-1"])
@@ -38,7 +38,7 @@ def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     assert f"{path}:2: training.learning_rat: unknown field" in message
     assert "did you mean `training.learning_rate`?" in message
     assert f"{path}:3: training.batch_size: 'many'" in message
-    assert f"{path}:5: privacy.mode: `distributed` is not in this release" in message
+    assert f"{path}:5: privacy.mode: 'locl' is not allowed" in message
     assert "command line: seed" in message
 
 
