@@ -9,7 +9,7 @@ the same, and nobody is charged twice.
 import datetime
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -148,7 +148,7 @@ class Node:
                 here,
                 asked.run_hash,
                 self.identity,
-                identities_of(self.folder),
+                self.identities,
                 self.config.policy.min_silos,
                 self.config.policy.max_colluders,
                 Agreed(self.folder / "runs" / asked.run_hash / AGREED),
@@ -162,6 +162,11 @@ class Node:
         except ValueError as error:
             _log.warning("run %s: its secure round ends here: %s", asked.run, error)
             raise RefusedError(f"secure aggregation: {error}") from None
+
+    @property
+    def identities(self) -> Mapping[str, bytes]:
+        """The public key of each silo that takes part, by the newest roster."""
+        return identities_of(self.folder)
 
     def prove(self, message: Message) -> RecordDict:
         """Who this node is, in answer to a `query` with a run, a fresh number and the roster."""
@@ -238,7 +243,8 @@ class Node:
                 "between them can't be averaged: both sides want the same release of fedtune"
             )
         rows = ready.splits.train
-        promised = protection(here, rows, silos=len(identities_of(self.folder)))
+        others = self.identities if here.privacy.mode == "distributed" else {}
+        promised = protection(here, rows, silos=len(others))
         silo = LocalSilo(
             self.config.silo,
             asked.run_hash,
