@@ -1,8 +1,9 @@
 """Aggregation rules on skewed silos: held-out loss and bytes, three seeds each.
 
-    python -m benchmarks.aggregation_rules [notes] [medquad]
+    python -m benchmarks.aggregation_rules [notes] [private] [medquad]
 
-`notes`: the embedded clinical notes by specialty, embedded Llama. `medquad`: questions and answers
+`notes`: the embedded clinical notes by specialty, embedded Llama. `private`: more of them, with
+DP-SGD in each silo. `medquad`: questions and answers
 by institute; needs the data and model that `simulations/scenarios/medquad.yaml` names, from the
 repository's root. Every rule has the same silos, steps, learning rate and seeds; rules with a knob
 of their own have one setting, named in the table.
@@ -41,6 +42,18 @@ CASES: dict[str, dict[str, Any]] = {
         "task": {"max_length": 160},
         "training": {"learning_rate": 0.004, "max_steps": 4, "batch_size": 8},
         "federation": {"rounds": 6},
+    },
+    "private": {
+        "data": {"embedded_patients": 400},
+        "task": {"max_length": 160},
+        "training": {"learning_rate": 0.004, "max_steps": 4, "batch_size": 8},
+        "federation": {"rounds": 6},
+        "privacy": {
+            "mode": "local",
+            "target_epsilon": 8.0,
+            "delta": 1e-3,
+            "held_out": "public",
+        },
     },
     "medquad": {
         "model": {"path": "../shared/models/stories260K-hf"},
