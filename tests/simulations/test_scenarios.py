@@ -66,5 +66,8 @@ def test_a_scenario_improves_on_the_untouched_base(scenario: Path, verb: str, tm
     assert main([verb, *given]) == 0
     scores = json.loads((tmp_path / "run" / "comparison.json").read_text())
     print(json.dumps(scores))
-    trained = scores["trained" if verb == "train" else "federated"]
-    assert trained["loss"] < scores["base"]["loss"]
+    trained, base = scores["trained" if verb == "train" else "federated"], scores["base"]
+    if "macro_f1" in base:  # noise makes a classifier surer than right: its loss may grow
+        assert trained["macro_f1"] > base["macro_f1"] + 0.02
+    else:
+        assert trained["loss"] < base["loss"]
