@@ -47,7 +47,7 @@ def main() -> None:
         ratios.append(pair[1] / pair[0])
         print(f"plain {pair[0]:.3f} s, secure {pair[1]:.3f} s, ratio {ratios[-1]:.3f}", flush=True)
     print(
-        f"a round: plain {statistics.median(plain):.3f} s, secure {statistics.median(secure):.3f} s, "
+        f"a round: plain {statistics.median(plain):.3f} s, secure {statistics.median(secure):.3f}, "
         f"ratio {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})"
     )
 
