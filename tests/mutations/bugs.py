@@ -110,7 +110,7 @@ BUGS = [
         "rows are the units under a patient's claim",
         "Opacus issue 366; fastDP issue 27",
         "training/private",
-        'rows.codes("unit_id")[0] if unit == "patient" else np.arange(len(rows))',
+        'rows.codes("unit_id")[0] if patients else np.arange(len(rows))',
         "np.arange(len(rows))",
         "test_private.py",
         "test_patients_are_the_units_where_a_column_names_them",
@@ -220,9 +220,9 @@ BUGS = [
         "way 3",
         "config/schema",
         "if self.task.packing:\n                raise ValueError(\n"
-        "                    \"`privacy.mode: local` can't",
+        "                    f\"`privacy.mode: {mode}` can't",
         "if False:\n                raise ValueError(\n"
-        "                    \"`privacy.mode: local` can't",
+        "                    f\"`privacy.mode: {mode}` can't",
         "test_private.py",
         "test_settings_that_would_break_the_promise_are_refused",
     ),

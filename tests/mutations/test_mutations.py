@@ -3,7 +3,7 @@
 import pytest
 
 from tests.mutations.bugs import BUGS
-from tests.mutations.patched import ROOT, Mutation, outcome
+from tests.mutations.patched import ROOT, Mutation, mutated, outcome
 from tests.mutations.table import page
 
 TESTS_FAILED = 1
@@ -12,6 +12,11 @@ TESTS_FAILED = 1
 def test_there_are_enough_and_no_two_are_one():
     assert len({bug.name for bug in BUGS}) == len(BUGS) >= 40
     assert len({(bug.file, bug.before, bug.after) for bug in BUGS}) == len(BUGS)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_its_place_is_there_once(bug: Mutation):
+    assert mutated(bug) != (ROOT / bug.file).read_text()
 
 
 def test_the_published_table_is_this_one():
