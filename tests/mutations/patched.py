@@ -15,7 +15,21 @@ from types import CodeType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_HEAVY = ["torch", "transformers", "peft", "opacus", "datasets", "dp_accounting", "sklearn", "flwr"]
+_HEAVY = [
+    *(
+        "torch",
+        "transformers",
+        "peft",
+        "opacus",
+        "datasets",
+        "sklearn.model_selection",
+        "scipy.stats",
+    ),
+    *("dp_accounting.rdp", "dp_accounting.pld.privacy_loss_distribution", "mpmath", "pydantic"),
+    *("flwr.app", "flwr.clientapp", "flwr.serverapp", "ruamel.yaml", "pytest_cov.plugin"),
+    *("cryptography.hazmat.primitives.ciphers.aead", "pytest", "hypothesis.strategies"),
+    *("hypothesis.internal.conjecture.engine", "xdist.plugin"),
+]  # all but fedtune's own: a fork has them at once
 _SIDES = ("", "server", "client", "simulations")
 
 
@@ -82,12 +96,14 @@ def _run(mutation: Mutation, sender: Connection) -> None:
     os.chdir(ROOT)
     path = ROOT / mutation.file
     sys.meta_path.insert(0, _Finder(_module(mutation.file), path, mutated(mutation)))
-    arguments = ["-q", "-x", "-p", "no:cacheprovider", *mutation.tests]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", *mutation.tests]
     code = int(pytest.main(arguments))
     sys.stdout.flush()
     os.lseek(out, 0, os.SEEK_SET)
     with os.fdopen(os.dup(out), "r", errors="replace") as written:
         sender.send((code, written.read()))
+    os._exit(0)  # what the libraries do at an end takes seconds, and there is nothing to tidy
 
 
 def mutated(mutation: Mutation) -> str:

@@ -27,3 +27,4 @@ def test_the_published_table_is_this_one():
 def test_mutation_is_caught(bug: Mutation):
     code, told = outcome(bug)
     assert code == TESTS_FAILED, told[-2000:]
+    assert "\nFAILED tests/" in told, told[-2000:]  # a test, not what it stands on
