@@ -65,6 +65,11 @@ class Drawn:
     folder: Path | None = None
     _kept: tuple[dict[str, int], np.ndarray] | None = field(default=None, init=False)
 
+    @property
+    def _rounds(self) -> Path | None:
+        """The rounds that noise was drawn for, a line each: also of vectors that are gone."""
+        return self.folder and self.folder.with_name(self.folder.name + ".jsonl")
+
     def vector(
         self, number: int, code: NoisySum, scale: int, draw: Callable[[], np.ndarray]
     ) -> np.ndarray:
@@ -73,7 +78,7 @@ class Drawn:
         """
         self._kept = self._kept or self._read()
         facts = {"round": number, "steps": code.steps, "scale": scale, "words": code.words}
-        if self._kept is None or self._kept[0]["round"] < number:
+        if number > self._latest():
             self._keep(facts, draw())
         kept, words = self._there()
         if kept != facts:
@@ -83,16 +88,26 @@ class Drawn:
         return words
 
     def _there(self) -> tuple[dict[str, int], np.ndarray]:
-        assert self._kept is not None  # noqa: S101 - `vector` has seen to it
+        if self._kept is None:
+            raise AbortError("noise", "we drew our noise for this round, and it is gone")
         return self._kept
+
+    def _latest(self) -> int:
+        """The latest round that noise was drawn for; 0 before any."""
+        if self._rounds is not None and self._rounds.exists():
+            return max(json.loads(line)["round"] for line in self._rounds.read_text().splitlines())
+        return self._kept[0]["round"] if self._kept else 0
 
     def _keep(self, facts: dict[str, int], words: np.ndarray) -> None:
         """On disk, whole or not at all, before it is sent."""
-        if self.folder is not None:
+        if self.folder is not None and self._rounds is not None:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with new_folder(self.folder, needed=words.nbytes) as draft:
                 np.save(draft / "words.npy", words)
                 (draft / "drawn.json").write_text(json.dumps(facts))
+            append_line(self._rounds, json.dumps({"round": facts["round"]}))
+            flush(self._rounds)
+            flush(self.folder.parent)
         self._kept = facts, words
 
     def _read(self) -> tuple[dict[str, int], np.ndarray] | None:

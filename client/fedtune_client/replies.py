@@ -89,7 +89,7 @@ def forget_old_runs(folder: Path, kept: int, at_work: str) -> None:
     for private in (True, False):
         alike = [run for run in runs if _stays(run) == private]
         for run in alike[:-kept]:
-            large = [LEFT, DRAWN, *(path.name for path in run.glob("round-*"))]
+            large = [*(path.name for path in run.glob("round-*")), LEFT, DRAWN]
             for path in (run / name for name in large) if private else (run,):
                 shutil.rmtree(path, ignore_errors=True)  # else with the next run
 

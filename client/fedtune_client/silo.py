@@ -5,6 +5,7 @@ A simulation makes one a message, over models that silos share; a node keeps one
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedtune.config.schema import RunConfig
 from fedtune.errors import FedtuneError, RunFailedError
@@ -26,6 +28,7 @@ from fedtune_client.app import Instruction
 from fedtune_client.encoders import Encoder, encoder_of
 from fedtune_client.update import LocalUpdate
 
+_log = logging.getLogger(__name__)
 _ROUNDING = 1  # tells the draws of rounding from those of training
 
 
@@ -60,7 +63,14 @@ class LocalSilo:
             if private is not None and private.plan.shares is not None:
                 whole = trainer.sum_for_shares(self.model, self.examples, private)
                 return LocalUpdate(whole, 1, {})
-            result = trainer.fit(self.model, self.examples, proximal_mu=mu, private=private)
+            try:
+                result = trainer.fit(self.model, self.examples, proximal_mu=mu, private=private)
+            except RunFailedError:
+                if self.config.privacy.unit != "silo":
+                    raise
+                # that its data make a silo fail would be seen: what it then sends is noise alone
+                _log.exception("round %d: training failed, so zeros are sent", told.round)
+                return LocalUpdate(told.adapter.map(torch.zeros_like), 1, {})
         return LocalUpdate(
             result.delta, result.examples, {} if result.loss is None else {"loss": result.loss}
         )

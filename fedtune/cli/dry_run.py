@@ -64,14 +64,14 @@ def _tell_plan(who: str, plan: "PlanFacts") -> None:
     from fedtune.privacy.told import rounded_down, rounded_up
 
     told = ", ".join(f"{rounded_up(value)} by {name}" for name, value in plan.epsilon.items())
-    central = "who gets the model, not against the coordinator"
-    against = central if plan.unit == "silo" else "all who see what is released"
     print(
         f"{who}: {plan.units:,} {plan.unit}s, about {plan.expected_batch:.3g} a step "
         f"({plan.sampling} sampling, rate {plan.sample_rate:.3g}), {plan.steps:,} steps, noise "
         f"multiplier {rounded_down(plan.noise_multiplier)}: epsilon {told} at delta "
-        f"{plan.delta:g} for the presence of one {plan.unit}, against {against}"
+        f"{plan.delta:g} for the presence of one {plan.unit}, against {plan.adversary}"
     )
+    if plan.person_epsilon is not None:
+        print(f"  for one person in a silo's rows: epsilon {rounded_up(plan.person_epsilon)}")
 
 
 def _tell_ledger(purpose: str, asked: "LedgerFacts") -> None:

@@ -231,6 +231,11 @@ def _tell_rest(found: "Outlook", console: "Console") -> None:
         )
     else:
         console.print("signal to noise of a step: say --weights, the number that is trained")
+    if found.person_epsilon is not None:
+        console.print(
+            f"one person in a silo's rows, which may change all that it sends: epsilon "
+            f"{rounded_up(found.person_epsilon)}"
+        )
     if found.patient_epsilon is not None:
         console.print(
             f"a patient with {found.records} records: epsilon "

@@ -18,14 +18,15 @@ from fedtune.models.read_json import read_json
 
 STATEMENT = "privacy.json"
 _TRAVELS = ("version", "mode", "promise", "statement", "held_out", "not_covered")
-_PRIVATE: tuple[Literal["local", "central"], ...] = ("local", "central")
+_Mode = Literal["local", "distributed", "central"]
+_PRIVATE: tuple[_Mode, ...] = ("local", "distributed", "central")
 
 
 @dataclass(frozen=True)
 class Promised:
     """In which mode the model was trained, and whether exact scores on held-out rows are told."""
 
-    mode: Literal["local", "central"]
+    mode: _Mode
     held_out: Literal["refuse", "public"]
 
 

@@ -61,8 +61,10 @@ class NoisySum:
 
         Raises InputError where rounding would count for more than what is rounded.
         """
-        silos = 1 << (self.silos - 1).bit_length()  # one lost or won seldom changes the steps
-        noises = _TAIL * self.noise_multiplier * (silos / self._honest) ** 0.5
+        silos = 2 * self.shares.silos  # one lost or won changes nothing: a round may be tried again
+        if self.silos > silos:
+            silos = 1 << (self.silos - 1).bit_length()
+        noises = _TAIL * self.noise_multiplier * (silos / self.shares.honest) ** 0.5
         room = _RANGE - noises * self._rounding
         found = math.floor(room / (noises * _FLOATS + silos * self.units * _TAIL / BLOCK**0.5))
         if found < self._rounding:
@@ -94,7 +96,7 @@ class NoisySum:
                 f"sums of {self.shares.silos} silos are noised for {self.shares.colluders} "
                 f"colluders, and this silo reckons with {colluders}"
             )
-        own = whole - others * whole / self._honest
+        own = whole - others * whole / self.shares.honest
         return max(_LEAST_SCALE, math.ceil(own**0.5))
 
     def encode(
@@ -137,10 +139,6 @@ class NoisySum:
     def _rounding(self) -> float:
         """Length of a vector of ones: less than this is what rounding adds to a difference."""
         return float(padded(self._count) ** 0.5)
-
-    @property
-    def _honest(self) -> int:
-        return self.shares.silos - self.shares.colluders
 
 
 def noisy_sum(config: RunConfig, spec: Spec, silos: int, run: str, number: int) -> NoisySum:

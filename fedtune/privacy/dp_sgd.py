@@ -88,7 +88,7 @@ class AttachedSteps:
         if self.steps.plan.shares is None:
             raise ValueError("the plan's noise isn't in shares: its sums are noised here")
         sums, _ = self._sums(losses, train)
-        return TensorSet({name: part.detach().cpu() for name, part in sums.items()})
+        return TensorSet({name: part.detach().float().cpu() for name, part in sums.items()})
 
     def _sums(self, losses: Losses, train: Sequence[Encoded]) -> tuple[dict[str, Tensor], float]:
         """The next step's sums of units' clipped gradients, and the number of units within the
@@ -100,7 +100,9 @@ class AttachedSteps:
         # told by the run's seed, a mask would tie a unit's gradient to who is in the batch with it
         torch.manual_seed(int(steps.source.uniform(1)[0] * 2**53))
         units = steps._sampler.take()
-        sums = {n: torch.zeros_like(p) for n, p in self.taps.parameters.items()}
+        sums = {
+            n: torch.zeros_like(p, dtype=torch.float64) for n, p in self.taps.parameters.items()
+        }
         centred = 0.0
         for rows, owners in physical_batches(units, plan.settings.max_physical_batch):
             clipped = self._clipped(losses, [train[int(row)] for row in rows], owners)

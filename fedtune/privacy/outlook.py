@@ -13,7 +13,7 @@ from fedtune.privacy.accounting import (
     figures,
 )
 from fedtune.privacy.events import MAX_STEPS
-from fedtune.privacy.plan import ExecutionPlan
+from fedtune.privacy.plan import ExecutionPlan, people_of
 from fedtune.privacy.told import rounded_down, rounded_up
 
 _POINTS = 10
@@ -75,18 +75,23 @@ class Outlook:
     @property
     def adversary(self) -> str:
         """Whom the promise holds against."""
-        if (shares := self.plan.shares) is not None:
-            return (
-                f"the coordinator, with up to {shares.colluders} silos that help it, and all who "
-                "get the model"
-            )
-        if self.plan.unit == "silo":
-            return "all who get the model; the coordinator is trusted"
-        return "everybody outside the silo, the coordinator included"
+        return adversary(self.plan)
+
+    @property
+    def person_epsilon(self) -> float | None:
+        """Of silos as units that add noise themselves: what one person of theirs has of it."""
+        return person_epsilon(self.plan)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        fields = ("rounds", "weights", "warnings", "patient_epsilon", "signal_to_noise")
+        fields = (
+            "rounds",
+            "weights",
+            "warnings",
+            "patient_epsilon",
+            "person_epsilon",
+            "signal_to_noise",
+        )
         return {
             "plan": self.plan.to_json(),
             "delta": self.plan.settings.delta,
@@ -99,6 +104,25 @@ class Outlook:
             "selection": dataclasses.asdict(self.selection) if self.selection else None,
             **{field: getattr(self, field) for field in fields},
         }
+
+
+def adversary(plan: ExecutionPlan) -> str:
+    """Whom the plan's promise holds against, in few words."""
+    if (shares := plan.shares) is not None:
+        return (
+            f"the coordinator, with up to {shares.colluders} silos that help it, and all who get "
+            "the model"
+        )
+    if plan.unit == "silo":
+        return "all who get the model; the coordinator is trusted"
+    return "everybody outside the silo, the coordinator included"
+
+
+def person_epsilon(plan: ExecutionPlan) -> float | None:
+    """Where silos are the units and add noise themselves, epsilon for one person in their rows."""
+    if plan.unit != "silo" or plan.shares is None:
+        return None
+    return people_of(plan, "record", 1).epsilon()
 
 
 def outlook(
@@ -160,7 +184,10 @@ def _knobs(plan: ExecutionPlan) -> list[Knob]:
         knobs.append(Knob("steps", with_(steps=plan.steps // 2), with_(steps=plan.steps * 2)))
         if sampled:
             half, double = with_(sample_rate=rate / 2), with_(sample_rate=rate * 2)
-            knobs += [Knob("batch", half, double), Knob("units", double, half)]
+            if plan.shares is not None:  # its rate is a setting, whatever the silos' sizes
+                knobs.append(Knob("sample rate", half, double))
+            else:
+                knobs += [Knob("batch", half, double), Knob("units", double, half)]
     return knobs
 
 

@@ -35,6 +35,11 @@ class Shares:
     silos: int
     colluders: int
 
+    @property
+    def honest(self) -> int:
+        """Silos of a sum, at least, that tell nobody their noise: the protected one is of them."""
+        return self.silos - self.colluders
+
 
 @dataclass(frozen=True)
 class ExecutionPlan:
@@ -222,7 +227,9 @@ def people_of(plan: ExecutionPlan, unit: Unit, units: int) -> ExecutionPlan:
 
     Without one patient a silo may send anything else within the clipping norm, which moves the sum
     by up to twice of it; with nothing in its place, which is what silos are promised, by once.
+    Raises InputError on a delta that doesn't fit them.
     """
+    _check_delta(plan.settings, unit, units)
     return dataclasses.replace(
         plan, unit=unit, units=units, noise_multiplier=plan.noise_multiplier / 2
     )

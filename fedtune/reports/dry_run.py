@@ -16,6 +16,7 @@ from fedtune.models.context import check_context
 from fedtune.models.outline import load_outline
 from fedtune.privacy.accounting import figures
 from fedtune.privacy.ledger import Charge
+from fedtune.privacy.outlook import adversary, person_epsilon
 from fedtune.privacy.plan import ExecutionPlan
 from fedtune.reports.memory import MemoryEstimate, estimate_memory
 from fedtune.tasks import build_task
@@ -67,6 +68,8 @@ class PlanFacts:
     noise_multiplier: float
     delta: float
     epsilon: Mapping[str, float]
+    adversary: str = ""
+    person_epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ def plan_facts(plan: ExecutionPlan) -> PlanFacts:
         noise_multiplier=plan.noise_multiplier,
         delta=settings.delta,
         epsilon={figure.accountant: figure.epsilon for figure in told},
+        adversary=adversary(plan),
+        person_epsilon=person_epsilon(plan),
     )
 
 

@@ -57,12 +57,7 @@ def model_card(
         f"# {kind} from {way} fine-tuning",
         f"Base model: `{config.model.path}`. Settings: `{config.hash}`.",
         "## Privacy",
-        _promise(promised)
-        + (
-            "- **No secure aggregation**: the coordinator saw each silo's delta."
-            if silos
-            else "- **No secure aggregation**: there was one place of training."
-        ),
+        _promise(promised) + _secure(config, federated=bool(silos)),
         "## Data",
         _data(config, data, silos) if promised["promise"] is None else _little(config, data, silos),
         "## Held-out test metrics",
@@ -71,6 +66,17 @@ def model_card(
         _settings(config, federated=bool(silos)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _secure(config: RunConfig, *, federated: bool) -> str:
+    if not federated:
+        return "- **No secure aggregation**: there was one place of training."
+    if config.secure_aggregation.enabled:
+        return (
+            "- **Secure aggregation**: the coordinator saw sums of silos' deltas, no single one. "
+            "On its own this is no differential privacy."
+        )
+    return "- **No secure aggregation**: the coordinator saw each silo's delta."
 
 
 def _promise(promised: Mapping[str, Any]) -> str:
@@ -83,8 +89,9 @@ def _promise(promised: Mapping[str, Any]) -> str:
     return (
         f"- **Differential privacy** (mode `{promised['mode']}`): epsilon "
         f"{rounded_up(promise['epsilon'])} at delta {promise['delta']:g} for the presence of "
-        f"{whose(promised)} (add/remove), by {first['name']} ({first['library']}); by "
-        f"{second['name']}: {rounded_up(second['epsilon'])}. Against {promise['adversary']}. "
+        f"{whose(promised)} ({promise['relation'].replace('_', '/')}), by "
+        f"{first['name']} ({first['library']}); by {second['name']}: "
+        f"{rounded_up(second['epsilon'])}. Against {promise['adversary']}. "
         "Not covered: " + "; ".join(promised["not_covered"]) + ".\n"
     )
 

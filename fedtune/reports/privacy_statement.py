@@ -39,8 +39,8 @@ _ADVERSARY = {
     "distributed": "everybody outside the place whose data these are, who may see every sum that "
     "was opened and the final model, and may know everything about all other units: the "
     "coordinator, and with it up to {colluders} silos that tell it all they know, as long as the "
-    "other silos of each sum, of which there are at least {silos}, add their noise and keep it "
-    "to themselves",
+    "others of each sum, of which there are at least {honest} with this one, add their noise and "
+    "keep it to themselves",
     "central": "whoever gets the model, after any round or at the end, and the other silos, who "
     "may know everything about all other silos; the coordinator is trusted: it sees each silo's "
     "update",
@@ -54,8 +54,9 @@ _NOT_COVERED = (
     "whether a run is refused because a silo or a held-out part would be empty. Who is held out, "
     "and in which silo of a simulation somebody is, hangs on nobody else: a hash of the seed and "
     "of one's own id (of a row's own words, where no column names ids) decides it",
-    "one person under two ids, in one silo or in several: ids can't tell. What each of them costs "
-    "adds up (the ledger counts them as one if an earlier run had their words under one id)",
+    "one person under two ids: ids can't tell. Under k ids in one silo they move its sums by k "
+    "clipping norms, and epsilon grows faster than k times (the ledger counts them as one if an "
+    "earlier run had their words under one id)",
     "what all runs in the ledger cost together: that figure is exact and tells whether somebody in "
     "these data was in earlier runs",
     "side channels: the time a step or a round takes (reports leave it out, but who watches a run "
@@ -131,7 +132,7 @@ def statement(
             "delta": settings.delta,
             "unit": plan.unit,
             "relation": plan.relation,
-            "adversary": _ADVERSARY[settings.mode].format_map(plan.to_json()["shares"] or {}),
+            "adversary": _ADVERSARY[settings.mode].format_map(_facts_of(plan)),
         },
         "parties": parties,
         "composition": _composition(settings, len(done), rounds),
@@ -194,6 +195,11 @@ def _person(plan: ExecutionPlan, steps: int) -> dict[str, Any] | None:
     return _figures(plan.settings, [people_of(plan, "record", 1).event(steps)])
 
 
+def _facts_of(plan: ExecutionPlan) -> dict[str, int]:
+    shares = plan.shares
+    return {"colluders": shares.colluders, "honest": shares.honest} if shares else {}
+
+
 def _mechanism(plan: ExecutionPlan) -> str:
     if plan.shares is not None:
         return "discrete gaussian in shares"
@@ -228,8 +234,15 @@ def _composition(settings: PrivacyConfig, parties: int, rounds: int | None) -> d
     if rounds is not None:
         told += f", over all of its {rounds} rounds"
     in_silos = settings.mode in ("local", "distributed") and rounds is not None
+    shared = settings.mode == "distributed"
     in_silos = in_silos and settings.unit != "silo"
-    if in_silos and parties > 1:
+    if shared:
+        told += (
+            "; all silos are in the same sums. Somebody who has rows in k of them, under several "
+            "ids or in silos that have a ledger each, moves a sum k times as far: the noise "
+            "multiplier counts as its k-th part"
+        )
+    if in_silos and parties > 1 and not shared:
         told += (
             "; each unit is in one silo (a run in which two silos have one id is refused), so the "
             "run's epsilon is the largest of its silos'. For somebody who is in several under "

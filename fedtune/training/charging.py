@@ -171,7 +171,26 @@ def _due(
     due = [(party, steps) for party in parties if (steps := _unpaid(party, entries, known, more))]
     start = _start(run, last, to_come)
     requests = [_request(config, party, n, start, ledger.key) for party, n in due]
+    if any(party.plan.shares is not None for party in parties):
+        _check_apart(requests)
     return _Due(requests, start, last, entries, known)
+
+
+def _check_apart(requests: Sequence[Request]) -> None:
+    """Raise InputError where two silos whose vectors are in one sum have a row in common: both
+    would move that sum for one person, which charges of two sums don't count.
+    """
+    whose: dict[int, str] = {}
+    for request in requests:
+        for record in request.people.known_records.tolist():
+            other = whose.setdefault(record, request.purpose)
+            if other != request.purpose:
+                raise InputError(
+                    f"the same row is in {other} and {request.purpose}, and with `privacy.mode: "
+                    "distributed` one sum would have both",
+                    where="federation.partition",
+                    mend="keep it in one of them, or set `privacy.mode: local`",
+                )
 
 
 def charged_to_these(config: RunConfig, party: Party, run: str) -> bool:

@@ -9,24 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from fedtune.atomic import write_text
-from fedtune.config.privacy import PrivacyConfig
+from fedtune.config.schema import RunConfig
 from fedtune.reports.privacy_prose import prose
 from fedtune.reports.privacy_statement import PROSE, STATEMENT, statement
 
-_ASKED = (
-    "target_epsilon",
-    "noise_multiplier",
-    "delta",
-    "unit",
-    "sample_rate",
-    "max_records_per_unit",
-    "sampling",
-    "clipping",
-    "clipping_norm",
-    "accountant",
-)
-
-
+_ALWAYS = ("target_epsilon", "noise_multiplier", "delta", "unit", "clipping_norm", "accountant")
+_IN_STEPS = ("max_records_per_unit", "clipping")
+_ASKED = {
+    "local": (*_ALWAYS, *_IN_STEPS, "sampling"),
+    "distributed": (*_ALWAYS, "sample_rate"),
+}
 _TO = {
     "local": "train by DP-SGD",
     "distributed": "add its share of the noise to what it sends into secure sums (privacy mode "
@@ -34,16 +26,23 @@ _TO = {
 }
 
 
-def write_asked(folder: Path, settings: PrivacyConfig, silos: int) -> dict[str, Any]:
+def write_asked(folder: Path, config: RunConfig, silos: int) -> dict[str, Any]:
     """Write privacy.json and privacy.md into the run's folder and give the former's content."""
-    facts = statement(settings, {}) if settings.mode == "none" else _asked(settings, silos)
+    none = config.privacy.mode == "none"
+    facts = statement(config.privacy, {}) if none else _asked(config, silos)
     write_text(folder / STATEMENT, json.dumps(facts, indent=2) + "\n")
     write_text(folder / PROSE, prose(facts))
     return facts
 
 
-def _asked(settings: PrivacyConfig, silos: int) -> dict[str, Any]:
-    asked = {name: getattr(settings, name) for name in _ASKED}
+def _asked(config: RunConfig, silos: int) -> dict[str, Any]:
+    settings = config.privacy
+    asked = {name: getattr(settings, name) for name in _ASKED[settings.mode]}
+    if settings.mode == "distributed":
+        asked |= {
+            "min_silos": config.federation.min_silos,
+            "max_colluders": config.secure_aggregation.max_colluders,
+        }
     told = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
     return {
         "version": 1,

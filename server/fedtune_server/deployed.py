@@ -58,7 +58,7 @@ def run_deployed(project: Project, grid: Grid, folder: RunFolder) -> None:
         save_adapter(
             whole, tokenizer, folder.path / "adapter", base=base.path, revision=base.revision
         )
-        facts = write_asked(folder.path, config.privacy, len(nodes))
+        facts = write_asked(folder.path, config, len(nodes))
         write_promise(folder.path / "adapter", facts)
         folder.tell("finished", round=len(reports))
 

@@ -6,7 +6,7 @@ the round from there on.
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedtune.secagg.fields import by_silo, text_in, texts_in
 from fedtune.secagg.masks import WORD
 from fedtune.secagg.messages import write_terms
 from fedtune.secagg.silo import Unmasking
-from fedtune.secagg.terms import choose
+from fedtune.secagg.terms import Terms, choose
 from fedtune.secagg.weighted import Weighted, encoding_of
 from fedtune.tensors import WIRE_STYPE, Spec, TensorSet
 from fedtune_server.collect import Failure, Request, collect_replies
@@ -64,18 +64,8 @@ class SecureTotal:
 
 def secure_sum(asking: Asking, requests: Mapping[str, Request], secure: SecureRun) -> SecureTotal:
     """One round. Raises RunFailedError, with nothing revealed, when too few silos are left."""
-    silos, settings = tuple(sorted(requests)), secure.config.secure_aggregation
-    code = _code(secure.config, requests[silos[0]].expected, len(silos), asking)
-    terms = choose(
-        asking.run_hash,
-        asking.round,
-        secrets.randbits(31),  # a round that is tried again is another one
-        silos,
-        code.words,
-        colluders=settings.max_colluders,
-        dropouts=settings.dropouts(len(silos)),
-        min_silos=secure.config.federation.min_silos,
-    )
+    silos, spec = sorted(requests), next(iter(requests.values())).expected
+    code, terms = plan_round(secure.config, spec, silos, asking.run_hash, asking.round)
     stages = _Stages(asking, requests, secure.config, Coordinator(terms, secure.identities))
     try:
         return stages.run(code)
@@ -83,6 +73,31 @@ def secure_sum(asking: Asking, requests: Mapping[str, Request], secure: SecureRu
         lines = [f"round {asking.round}: the secure sum was not opened: {error}"]
         lines += [f"  {f.silo}: {f.reason}: {f.detail}" for f in stages.failures]
         raise RunFailedError("\n".join(lines)) from None
+
+
+def plan_round(
+    config: RunConfig, spec: Spec, silos: Sequence[str], run: str, number: int
+) -> tuple[Weighted | NoisySum, Terms]:
+    """How a round's vectors are made, and its terms. Raises InputError where none bear what the
+    settings ask for, or a sum has no room.
+    """
+    code: Weighted | NoisySum
+    if config.privacy.mode == "distributed":
+        code = noisy_sum(config, spec, len(silos), run, number)
+        _ = code.steps  # refuses what has no room, before anybody trains
+    else:
+        code = encoding_of(config, spec, len(silos))
+    settings = config.secure_aggregation
+    return code, choose(
+        run,
+        number,
+        secrets.randbits(31),  # a round that is tried again is another one
+        tuple(sorted(silos)),
+        code.words,
+        colluders=settings.max_colluders,
+        dropouts=settings.dropouts(len(silos)),
+        min_silos=config.federation.min_silos,
+    )
 
 
 @dataclass
@@ -185,13 +200,6 @@ class _Stages:
         seeds, keys = by_silo(record, "seeds_of", "seeds"), by_silo(record, "keys_of", "keys")
         unreadable = tuple(texts_in(record, "unreadable"))
         self.machine.add_unmasking(silo, Unmasking(seeds, keys, unreadable))
-
-
-def _code(config: RunConfig, spec: Spec, silos: int, asking: Asking) -> Weighted | NoisySum:
-    """How the round's vectors are made: as the silos make them."""
-    if config.privacy.mode == "distributed":
-        return noisy_sum(config, spec, silos, asking.run_hash, asking.round)
-    return encoding_of(config, spec, silos)
 
 
 def _opened(

@@ -31,7 +31,7 @@ from fedtune.training.run_folder import PARTITION, check_folder, check_local_sta
 from fedtune.training.run_lock import check_alone
 from fedtune.training.sampling import steps_for
 from fedtune_simulations.setting import check_ranks, silos_of, silos_protection
-from fedtune_simulations.simulate import check_available, parties_of
+from fedtune_simulations.simulate import check_available, check_secure, parties_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     run = run_hash(config, found.splits.facts)
     plan = RunPlan(nodes, config.federation, config.seed, run)
     check_quorum(plan)
+    check_secure(config, found.spec, plan)
     check_alone(out)
     check_folder(out, config, "simulate", resume=resume)
     if resume:

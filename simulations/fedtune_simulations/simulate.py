@@ -10,8 +10,9 @@ from pathlib import Path
 
 from fedtune_server.checkpoints import latest_round, load_latest
 from fedtune_server.reports import QuorumLostError, RoundReport
-from fedtune_server.rounds import RunPlan, check_quorum, run_rounds
+from fedtune_server.rounds import RunPlan, check_quorum, run_rounds, sample_silos
 from fedtune_server.rules import rule_of
+from fedtune_server.secure_sum import plan_round
 from flwr.serverapp import Grid
 
 from fedtune.aggregation.rule import GlobalState, Rule
@@ -27,7 +28,7 @@ from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
-from fedtune.tensors import TensorSet
+from fedtune.tensors import Spec, TensorSet
 from fedtune.training.charging import Paid, Party, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
 from fedtune.training.private import Protection, check_private
@@ -94,6 +95,7 @@ def simulate(
             secure=setting.secure_run(),
         )
         check_quorum(plan)
+        check_secure(config, initial.spec, plan)
         _claim(setting, rule, out, resume=resume)
         with kept_unless_refused(out, resume=resume):
             paid = _charge(setting, out)
@@ -207,6 +209,12 @@ def _check_record(rule: Rule, out: Path) -> None:
                 where=record,
                 mend="put it back, or set another `output.dir` for a run of its own",
             )
+
+
+def check_secure(config: RunConfig, spec: Spec, plan: RunPlan) -> None:
+    """Raise InputError where such secure rounds can't be, before anybody is charged."""
+    if config.secure_aggregation.enabled:
+        plan_round(config, spec, sample_silos(plan, 1), plan.run_hash, 1)
 
 
 def check_available(config: RunConfig, *, resume: bool = False) -> None:

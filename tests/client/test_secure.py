@@ -189,6 +189,23 @@ def test_noise_of_other_sums_is_not_drawn_anew(tmp_path: Path, changed: dict):
         drawn(tmp_path, **changed)
 
 
+@pytest.mark.parametrize("lost", ["drawn", "drawn/drawn.json"])
+def test_noise_whose_vector_is_gone_is_not_drawn_anew(tmp_path: Path, lost: str):
+    """As after a crash between two renames, or when old runs are forgotten."""
+    drawn(tmp_path)
+    drawn(tmp_path, number=2)
+    gone = tmp_path / lost
+    gone.rename(tmp_path / "away")
+    with pytest.raises(AbortError, match=r"is gone|can't be read"):
+        drawn(tmp_path, number=2)
+    if lost == "drawn":
+        assert drawn(tmp_path, number=3).shape
+
+
+def test_a_silo_more_or_less_has_the_same_vector(tmp_path: Path):
+    assert np.array_equal(drawn(tmp_path, silos=5), drawn(tmp_path, silos=4))
+
+
 def test_noise_that_can_not_be_read_is_not_drawn_anew(tmp_path: Path):
     drawn(tmp_path)
     (tmp_path / "drawn" / "words.npy").write_bytes(b"no")

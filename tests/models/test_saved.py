@@ -15,6 +15,7 @@ from fedtune.config.schema import RunConfig
 from fedtune.errors import InputError
 from fedtune.models.adapters import attach_adapter, read_state, save_adapter, write_state
 from fedtune.models.base import Base, load_base
+from fedtune.models.promise import read_promise, write_promise
 from fedtune.models.saved import load_saved
 
 LABELS = ("flu", "asthma", "gout")
@@ -162,3 +163,11 @@ def test_a_whole_model_without_some_of_its_weights_is_refused(
     save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="lacks"):
         load_saved(tmp_path / "model")
+
+
+@pytest.mark.parametrize("mode", ["local", "distributed", "central"])
+def test_a_moved_adapter_says_in_which_mode_it_was_trained(tmp_path: Path, mode: str):
+    write_promise(tmp_path, {"version": 1, "mode": mode, "held_out": "public", "parties": {}})
+    promised = read_promise(tmp_path)
+    assert promised is not None
+    assert (promised.mode, promised.held_out) == (mode, "public")

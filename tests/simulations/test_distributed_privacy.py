@@ -13,9 +13,11 @@ from benchmarks.aggregation_rules import merged
 from fedtune.cli.main import main
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import load_splits
+from fedtune.errors import RunFailedError
 from fedtune.privacy.accounting import epsilon
 from fedtune.privacy.events import GaussianEvent
 from fedtune.tensors import TensorSet
+from fedtune.training.trainer import Trainer
 
 ROWS: dict[str, Any] = {
     "data": {"embedded_patients": 60},
@@ -100,7 +102,7 @@ def test_the_statement_and_the_ledger_say_what_was_done(tmp_path: Path, unit: st
     assert promise["relation"] == ("zero_out" if unit == "silo" else "add_remove")
     assert promise["epsilon"] <= 4.0
     assert "1 silos that tell it all they know" in promise["adversary"]
-    assert "at least 4" in promise["adversary"]
+    assert "at least 3 with this one" in promise["adversary"]
     assert len(parties) == 5
     for party in parties.values():
         assert party["mechanism"] == "discrete gaussian in shares"
@@ -117,6 +119,9 @@ def test_the_statement_and_the_ledger_say_what_was_done(tmp_path: Path, unit: st
     page = (tmp_path / "out" / "privacy.md").read_text()
     assert "Discrete Gaussian in shares noise" in page
     assert ("counts half" in page) == (unit == "silo")
+    card = (tmp_path / "out" / "adapter" / "README.md").read_text()
+    assert "**Secure aggregation**" in card
+    assert ("(zero/out)" in card) == (unit == "silo")
     (line, _) = json.loads(told)["rounds"]
     assert line["loss"] is None
     assert line["seconds"] is None
@@ -128,6 +133,8 @@ def test_a_dry_run_says_it_before(tmp_path: Path):
     plans = json.loads(told)["privacy"]
     assert len(plans) == 5
     assert {plan["unit"] for plan in plans.values()} == {"silo"}
+    assert all(plan["person_epsilon"] > plan["epsilon"]["pld"] for plan in plans.values())
+    assert all("1 silos that help it" in plan["adversary"] for plan in plans.values())
     assert not (tmp_path / "out").exists()
 
 
@@ -144,3 +151,82 @@ def test_training_in_one_place_has_no_shares(tmp_path: Path, capsys: pytest.Capt
     command(tmp_path, "privacy.unit=silo", "--dry-run")
     assert main(["train", str(tmp_path / "run.yaml"), "privacy.unit=silo"]) == 2
     assert "`train` has no silos" in capsys.readouterr().err
+
+
+def files(tmp_path: Path, rows: list[dict[str, str]], *more: str) -> tuple[int, str]:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    err = io.StringIO()
+    file = tmp_path / "files.yaml"
+    file.write_text(
+        "training: {max_steps: 1, batch_size: 4, optimizer: sgd}\n"
+        "federation: {rounds: 1, min_silos: 3, partition: {column: silo}}\n"
+        "secure_aggregation: {enabled: true, max_dropouts: 0}\n"
+        f"data: {{source: files, train_files: ['{tmp_path / 'rows.jsonl'}'], test_fraction: 0.1,\n"
+        "  columns: {privacy_unit: patient}}\n"
+        "privacy: {mode: distributed, target_epsilon: 4.0, delta: 1.0e-4, sample_rate: 0.5}\n"
+        f"output: {{dir: '{tmp_path / 'out'}'}}\n"
+    )
+    with redirect_stdout(io.StringIO()), redirect_stderr(err):
+        code = main(["simulate", str(file), *more])
+    return code, err.getvalue()
+
+
+def rows_of(*silos: str) -> list[dict[str, str]]:
+    return [
+        {
+            "silo": silo,
+            "patient": f"{silo}{number}",
+            "prompt": f"question {number} of {silo}",
+            "completion": "yes",
+        }
+        for silo in silos
+        for number in range(20)
+    ]
+
+
+def test_one_row_in_two_silos_of_a_sum_is_refused(tmp_path: Path):
+    rows = rows_of("a", "b", "c")
+    shared = {"prompt": "what ails me", "completion": "a cold"}
+    twice = [{**shared, "silo": silo, "patient": f"me at {silo}"} for silo in "ab"] * 8
+    code, said = files(tmp_path, rows + twice)
+    assert code == 2
+    assert "the same row is in silo a and silo b" in said
+    assert not (tmp_path / "out" / "charged.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["federation.min_silos=4", "secure_aggregation.max_dropouts=2"], "can't bear"),
+        (["privacy.noise_multiplier=100000", "privacy.target_epsilon=null"], "leave no room"),
+        (["privacy.unit=silo", "privacy.sample_rate=null", "privacy.delta=0.15"], "delta 0.15"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_can_not_begin_is_refused_before_anybody_is_charged(
+    tmp_path: Path, more: list[str], said: str, dry: bool
+):
+    code, told = files(tmp_path, rows_of("a", "b", "c", "d"), *more, *["--dry-run"] * dry)
+    assert code == 2, told
+    assert said in told
+    assert not (tmp_path / "out" / "charged.json").exists()
+
+
+def test_a_silo_whose_training_fails_sends_zeros_under_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Were it left out, that its data make it fail would be seen."""
+    whole = Trainer.fit
+    calls = iter(range(100))
+
+    def fit(self: Trainer, *given: Any, **more: Any):
+        if next(calls) == 1:
+            raise RunFailedError("the loss is nan")
+        return whole(self, *given, **more)
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    code, _, said = command(tmp_path, "privacy.unit=silo")
+    assert code == 0, said
+    (line, _) = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert len(json.loads(line)["silos"]) == 5
+    assert json.loads(line)["failures"] == []
