@@ -76,9 +76,9 @@ def estimate_memory(
 
 def _gradients(config: RunConfig, batch: Mapping[str, Tensor]) -> int:
     """Gradients at once, each as large as what is trained: one, or a private step's one a row,
-    with their sum and that with noise.
+    with their sum, in twice the bytes, and that with noise.
     """
-    return len(batch["input_ids"]) + 2 if config.in_private_steps else 1
+    return len(batch["input_ids"]) + 3 if config.in_private_steps else 1
 
 
 def frozen_bytes(model: Any, *, load_in_4bit: bool) -> Iterator[int]:
