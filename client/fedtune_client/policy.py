@@ -14,7 +14,6 @@ from fedtune.config.privacy_unit import unit_of
 from fedtune.config.schema import RunConfig
 from fedtune.config.section import OpenFraction, Section
 from fedtune.errors import InputError
-from fedtune.privacy.plan import epsilon_of_people
 from fedtune.privacy.told import rounded_up
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -165,6 +164,8 @@ def _privacy(policy: PrivacyPolicy, run: RunConfig) -> Iterator[str]:
 
 def _distributed(policy: PrivacyPolicy, run: RunConfig) -> Iterator[str]:
     """By its noise alone, which is the same for all silos."""
+    from fedtune.privacy.plan import epsilon_of_people  # loads torch, which commands do without
+
     try:
         spent = epsilon_of_people(run)
     except InputError as error:

@@ -284,7 +284,7 @@ def test_a_dry_run_tells_the_plan(
     assert simulate(tmp_path / "run", *more, "--dry-run") == 0
     seen = capsys.readouterr().out
     assert f"privacy: {told}" in seen
-    assert "presence of one silo, against who gets the model, not against the coordinator" in seen
+    assert "presence of one silo, against all who get the model; the coordinator is trusted" in seen
 
 
 @pytest.mark.usefixtures("_cache")
