@@ -11,7 +11,9 @@ from fedtune_client.update import LocalUpdate
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedtune.config.privacy import PrivacyConfig
 from fedtune.config.schema import RunConfig
+from fedtune.privacy.distributed import noisy_sum
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.coordinator import Coordinator
 from fedtune.secagg.messages import write_set, write_terms
@@ -219,3 +221,14 @@ def test_a_smaller_sum_than_noise_is_drawn_for_is_refused():
     assert of.quorum == 3
     with pytest.raises(AbortError, match="want 4 at least"):
         part.answer(asked("advertise", of, terms=write_terms(of)))
+
+
+def test_a_silo_cuts_what_it_sends_to_the_norm_before_it_is_noised():
+    privacy = {**NOISED.privacy.model_dump(exclude_unset=True), "noise_multiplier": 0.1}
+    config = NOISED.model_copy(update={"privacy": PrivacyConfig.model_validate(privacy)})
+    part = SecurePart(SILOS[0], config, RUN, identity_of(SILOS[0]), identities(SILOS), 4, 0)
+    loud = LocalUpdate(DELTA.map(lambda tensor: torch.full_like(tensor, 1000.0)), 5)
+    words = part._vector(loud, DELTA.spec, terms())
+    sent = noisy_sum(config, DELTA.spec, 4, RUN, 1).decode(words)
+    # a norm of 1, and a half of the noise (of four silos) on each of six numbers
+    assert sent.norm() == pytest.approx(1.0, abs=0.5)
