@@ -86,7 +86,7 @@ def plain(model: Any, task: Task, rows: Sequence[Encoded]) -> Step:
 
 
 def private(model: Any, task: Task, rows: Sequence[Encoded]) -> Step:
-    plan = plan_steps(PRIVACY, "record", len(rows), len(rows), 10_000)
+    plan = plan_steps(PRIVACY, "record", len(rows), len(rows), 1_000)
     attached = PrivateSteps(plan, UnitRows.of(np.arange(len(rows)))).attach(model)
     optimizer = build_optimizer(SETTINGS, trained(model))
 
