@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedtune.loading import loading
+
 app = typer.Typer(help="A silo's node in a federation.", no_args_is_help=True)
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.")]
 
@@ -94,7 +96,8 @@ def start(
     from fedtune.serving.line import PIECES
 
     os.environ.update(PIECES)  # read when Flower is imported
-    from fedtune_client.running import start as work
+    with loading():
+        from fedtune_client.running import start as work
 
     from fedtune.cli.serving import until_stopped
 

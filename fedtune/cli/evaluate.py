@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedtune.loading import loading
 from fedtune.reports.privacy_prose import EXACT
 
 
@@ -27,8 +28,9 @@ def evaluate(
 
     Example: fedtune evaluate runs/demo --data new.jsonl
     """
-    from fedtune.config.load import load_config
-    from fedtune.training.scoring import score_saved
+    with loading():
+        from fedtune.config.load import load_config
+        from fedtune.training.scoring import score_saved
 
     settings = load_config(config) if config else None
     scores = score_saved(folder, data or (), with_adapter=adapter, config=settings)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedtune.errors import InputError
+from fedtune.loading import loading
 from fedtune.reports.privacy_prose import EXACT
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def evaluate_synthetic(
     """
     if bool(run) == bool(train or test) or bool(train) != bool(test):
         raise InputError("give `--run`, or both `--train` and `--test`")
-    from fedtune.synthesis.repeats import repeating_share
-    from fedtune.synthesis.rows import rows_of_files, rows_of_run, synthetic_rows
-    from fedtune.synthesis.usefulness import usefulness
+    with loading():
+        from fedtune.synthesis.repeats import repeating_share
+        from fedtune.synthesis.rows import rows_of_files, rows_of_run, synthetic_rows
+        from fedtune.synthesis.usefulness import usefulness
 
     texts = synthetic_rows(synthetic)
     real, held_out = rows_of_run(run) if run else rows_of_files(train or [], test or [])

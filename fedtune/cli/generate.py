@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedtune.errors import InputError
+from fedtune.loading import loading
 
 
 def generate(
@@ -41,10 +42,11 @@ def generate(
     if not math.isfinite(temperature):
         raise InputError(f"`{temperature}` is no temperature", where="--temperature")
     prompts = _prompts(prompt, prompt_file)
-    from fedtune.models.generation import Sampling
-    from fedtune.models.generation import generate as complete
-    from fedtune.models.saved import load_saved
-    from fedtune.training import processes
+    with loading():
+        from fedtune.models.generation import Sampling
+        from fedtune.models.generation import generate as complete
+        from fedtune.models.saved import load_saved
+        from fedtune.training import processes
 
     loaded = load_saved(run, with_adapter=not no_adapter)
     loaded.model.to(processes.device())

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedtune.loading import loading
+
 
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or an adapter's.")],
@@ -17,7 +19,8 @@ def merge(
 
     Example: fedtune merge runs/run --out merged
     """
-    from fedtune.models.merge import merge as run_merge
+    with loading():
+        from fedtune.models.merge import merge as run_merge
 
     result = run_merge(run, out if out is not None else run / "merged")
     if as_json:

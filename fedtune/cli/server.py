@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedtune.errors import InputError, RunFailedError
+from fedtune.loading import loading
 
 if TYPE_CHECKING:
     from fedtune_server.project import Project
@@ -110,8 +111,9 @@ def start(folder: _Folder) -> None:
 
     Example: fedtune server start trial
     """
-    from fedtune_server.project import open_project
-    from fedtune_server.running import start as serve
+    with loading():
+        from fedtune_server.project import open_project
+        from fedtune_server.running import start as serve
 
     from fedtune.cli.serving import until_stopped
 

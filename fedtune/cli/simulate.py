@@ -8,6 +8,7 @@ import typer
 from fedtune.cli.dry_run import tell
 from fedtune.cli.finished import tell_promise, told_as_json
 from fedtune.cli.interrupts import resumable
+from fedtune.loading import loading
 
 if TYPE_CHECKING:
     from fedtune_simulations.simulate import SimulationResult
@@ -39,7 +40,8 @@ def simulate(
     config = load_config(path, overrides or [])
     out = config.output.folder
     if dry_run:
-        from fedtune_simulations.dry_run import dry_run as plan
+        with loading():
+            from fedtune_simulations.dry_run import dry_run as plan
 
         found = plan(config, out, resume=resume)
         tell(found.run, found, as_json=as_json)
@@ -64,10 +66,11 @@ def _run(
     config: "RunConfig", out: Path, shown: "Rounds", *, resume: bool, compare: bool
 ) -> "tuple[SimulationResult, dict[str, Any]]":
     """Run and record it, with nobody else in the folder until the last file is written."""
-    from fedtune_simulations.simulate import simulate as run
+    with loading():
+        from fedtune_simulations.simulate import simulate as run
 
-    from fedtune.reports.record import record_run
-    from fedtune.training.run_lock import alone_in
+        from fedtune.reports.record import record_run
+        from fedtune.training.run_lock import alone_in
 
     with alone_in(out, config, "simulate", resume=resume):
         result = run(

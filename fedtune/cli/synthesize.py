@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedtune.errors import InputError
+from fedtune.loading import loading
 
 
 def synthesize(
@@ -46,14 +47,15 @@ def synthesize(
     """
     _check_between("--temperature", temperature, math.inf)
     _check_between("--top-p", top_p, 1.0)
-    from fedtune.config.load import load_config
-    from fedtune.models.generation import Sampling
-    from fedtune.models.saved import load_saved
-    from fedtune.synthesis.protection import protection_of
-    from fedtune.synthesis.synthesize import check_out
-    from fedtune.synthesis.synthesize import synthesize as write
-    from fedtune.synthesis.texts import Request, labels_of, template_of
-    from fedtune.training import processes
+    with loading():
+        from fedtune.config.load import load_config
+        from fedtune.models.generation import Sampling
+        from fedtune.models.saved import load_saved
+        from fedtune.synthesis.protection import protection_of
+        from fedtune.synthesis.synthesize import check_out
+        from fedtune.synthesis.synthesize import synthesize as write
+        from fedtune.synthesis.texts import Request, labels_of, template_of
+        from fedtune.training import processes
 
     if not (run / "config.yaml").is_file():
         raise InputError("is no run's folder", where=run, expected="one with a config.yaml")

@@ -8,6 +8,7 @@ import typer
 from fedtune.cli.dry_run import tell
 from fedtune.cli.finished import tell_promise, told_as_json
 from fedtune.cli.interrupts import resumable
+from fedtune.loading import loading
 
 if TYPE_CHECKING:
     from fedtune.training.central import CentralResult
@@ -33,7 +34,8 @@ def train(
     config = load_config(path, overrides or [])
     out = config.output.folder
     if dry_run:
-        from fedtune.reports.dry_run import dry_run as plan
+        with loading():
+            from fedtune.reports.dry_run import dry_run as plan
 
         tell(plan(config, out, resume=resume), as_json=as_json)
         return
@@ -43,9 +45,10 @@ def train(
         resumable(["train", str(path), *(overrides or [])], out),
         training_progress() as shown,
     ):
-        from fedtune.training import processes
-        from fedtune.training.central import train as run
-        from fedtune.training.run_lock import alone_in
+        with loading():
+            from fedtune.training import processes
+            from fedtune.training.central import train as run
+            from fedtune.training.run_lock import alone_in
 
         with alone_in(out, config, "train", resume=resume):
             result = run(config, out, resume=resume, listeners=[shown])

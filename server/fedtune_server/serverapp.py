@@ -13,6 +13,7 @@ import psutil
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedtune.loading import loading
 from fedtune_server.project import SERVER_FOLDER, SERVER_PROCESS, open_project
 from fedtune_server.run_folder import RunFolder
 
@@ -30,7 +31,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder(project.runs / name, context.run_id)
     folder.wait_for_its_number()
     folder.tell("starting", process=os.getpid())
-    from fedtune_server.deployed import run_deployed  # here: it loads torch
+    with loading():
+        from fedtune_server.deployed import run_deployed  # here: it loads torch
 
     run_deployed(project, grid, folder)
 
