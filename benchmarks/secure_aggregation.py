@@ -114,7 +114,7 @@ def one_round(silos: int, parameters: int, colluders: int, dropouts: int) -> Mea
     stage(lambda _, silo: silo.unmask(agreements), coordinator.add_unmasking)  # type: ignore[arg-type]
     with timed(None):
         opened, there = coordinator.finish()
-        mean, _ = code.decode(opened, len(there))
+        mean = code.decode(opened, len(there)).mean
     exact = total / len(there)
     off = np.linalg.norm(mean["delta"].numpy() - exact)
     measured.relative_error = float(off / np.linalg.norm(exact))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,46 +13,59 @@ from fedtune.errors import InputError
 from fedtune.models.read_json import read_json
 from fedtune.privacy.distributed import NoisySum
 from fedtune.secagg.abort import AbortError
+from fedtune.secagg.terms import Terms
 
 AGREED = "agreed.jsonl"
-"""In a run's folder: the survivors that this silo signed for, by round."""
+"""In a run's folder: the survivors that this silo signed for, and their bounds, by round."""
 DRAWN = "drawn"
 """In a run's folder: the latest round's vector with its noise."""
 
 
 @dataclass
 class Agreed:
-    """Of each round of a run the survivors that this silo signed for; in `file`, if there is one.
+    """Of each round of a run the survivors that this silo signed for, and how often bounds were
+    halved; in `file`, if there is one.
 
     A round that is tried again is trained on once, so its deltas are the same: the difference of
-    two sums over sets that differ in one silo would be that silo's. A second attempt is therefore
-    for the same set or none.
+    two sums over sets that differ in one silo would be that silo's, and sums of the same numbers
+    cut at many bounds would tell the numbers. A second attempt is therefore for the same set at the
+    same bounds, or none.
     """
 
     file: Path | None = None
-    _known: dict[int, list[str]] = field(default_factory=dict, init=False)
+    _known: dict[int, dict[str, Any]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.file is not None and self.file.exists():
             lines = map(json.loads, self.file.read_text().splitlines())
-            self._known = {line["round"]: line["survivors"] for line in lines}
+            self._known = {line["round"]: line for line in lines}
 
-    def check(self, number: int, survivors: Collection[str]) -> None:
-        """Raise AbortError where another set of the round was signed before."""
-        if self._known.get(number, sorted(survivors)) != sorted(survivors):
-            raise AbortError("sets", f"we signed for other survivors of round {number} before")
+    def check(self, terms: Terms, survivors: Collection[str]) -> None:
+        """Raise AbortError where another set of the round was signed before, or other bounds."""
+        told = _told(terms, survivors)
+        known = self._known.get(terms.round, told)
+        for what in ("survivors", "halvings"):
+            if known[what] != told[what]:
+                other = "survivors" if what == "survivors" else "bounds"
+                raise AbortError(
+                    "sets", f"we signed for other {other} of round {terms.round} before"
+                )
 
-    def add(self, number: int, survivors: Collection[str]) -> None:
-        """Remember the set; on disk when it returns."""
-        if number in self._known:
+    def add(self, terms: Terms, survivors: Collection[str]) -> None:
+        """Remember them; on disk when it returns."""
+        if terms.round in self._known:
             return
-        self._known[number] = sorted(survivors)
+        told = self._known[terms.round] = _told(terms, survivors)
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            told = {"round": number, "survivors": self._known[number]}
             append_line(self.file, json.dumps(told))
             flush(self.file)
             flush(self.file.parent)
+
+
+def _told(terms: Terms, survivors: Collection[str]) -> dict[str, Any]:
+    halvings = list(terms.halvings)
+    return {"round": terms.round, "survivors": sorted(survivors), "halvings": halvings}
 
 
 @dataclass

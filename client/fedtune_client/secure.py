@@ -94,7 +94,11 @@ class SecurePart:
         """What is masked: the weighted delta or, in distributed mode, the noised clipped one."""
         privacy, silos = self.config.privacy, len(terms.silos)
         if privacy.mode != "distributed":
-            return encoding_of(self.config, spec, silos).encode(update.delta, update.examples)
+            try:
+                agreed = encoding_of(self.config, spec, silos, terms.halvings)
+            except ValueError as error:
+                raise AbortError("terms", str(error)) from None
+            return agreed.encode(update.delta, update.examples)
         code = noisy_sum(self.config, spec, silos, terms.run, terms.round)
         whole = update.delta  # of single units, each was clipped when they were added
         if privacy.unit == "silo":
@@ -107,10 +111,10 @@ class SecurePart:
         )
 
     def _agree(self, silo: Silo, survivors: str) -> str:
-        number, members = silo.terms.round, read_set(survivors, silo.terms)
-        self.agreed.check(number, members)
+        members = read_set(survivors, silo.terms)
+        self.agreed.check(silo.terms, members)
         signed = silo.agree(survivors)
-        self.agreed.add(number, members)  # before it is sent: once it is, the sum may be opened
+        self.agreed.add(silo.terms, members)  # before it is sent: once it is, the sum may be opened
         return signed
 
     def _begin(self, record: ConfigRecord) -> Silo:

@@ -3,7 +3,8 @@
 A number within [-bound, bound] becomes one of `levels` integers from 0 on; three of them are digits
 of one word in base 2,642,245, the largest whose cube fits 64 bits. `levels` is chosen from the
 number of silos so that no digit of a sum reaches the base: words are then added modulo 2^64, masks
-and all, without a carry from digit to digit, at 8/3 bytes a number.
+and all, without a carry from digit to digit, at 8/3 bytes a number. It is odd, so that zero is one
+of the integers: what is exactly zero in all silos is so in the sum.
 
 Rounding is stochastic, from a stream of the system's randomness: an encoded number's mean is the
 number itself, its error below one step, 2 * bound / (levels - 1), and of variance at most a quarter
@@ -64,13 +65,13 @@ class FixedPoint:
     silos: int
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not 1 <= self.silos < BASE:
+        if self.count < 1 or not 1 <= self.silos <= BASE // 2:
             raise ValueError(f"{self.count} numbers of {self.silos} silos can't be added")
 
     @property
     def levels(self) -> int:
-        """Values of one silo's digit: the sum of `silos` of them is below the base."""
-        return (BASE - 1) // self.silos + 1
+        """Values of one silo's digit, an odd number; a sum of `silos` is below the base."""
+        return (BASE - 1) // self.silos // 2 * 2 + 1
 
     @property
     def words(self) -> int:
@@ -115,4 +116,5 @@ class FixedPoint:
         digits = unpacked(words, self.count)
         if int(digits.max()) > summands * (self.levels - 1):
             raise ValueError("the sum is out of range: a silo's vector was")
-        return (digits * (2.0 / (self.levels - 1)) - summands) * bounds
+        half = (self.levels - 1) // 2
+        return (digits - summands * half) * (bounds / half)

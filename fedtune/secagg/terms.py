@@ -17,6 +17,7 @@ from fedtune.secagg.abort import AbortError
 VERSION = 1
 MAX_SILOS = 10_000
 MAX_WORDS = 1 << 32
+MAX_HALVINGS = 60
 _UNLIKELY = 2.0**-40
 """Chance, over a whole round, that some silo's neighbourhood is worse than was provided for."""
 
@@ -27,7 +28,8 @@ class Terms:
 
     Each silo hands shares of its secrets to `shareholders` others that it draws itself and keeps
     one: any `threshold` of them give the secrets back. A sum is opened only for a set of survivors
-    that `quorum` of all silos have signed.
+    that `quorum` of all silos have signed. `halvings` tells, tensor by tensor, how often the
+    settings' bound of a delta's numbers is halved; none: the bound as it is, or no such bound.
     """
 
     run: str
@@ -38,13 +40,15 @@ class Terms:
     shareholders: int
     threshold: int
     quorum: int
+    halvings: tuple[int, ...] = ()
 
     @cached_property
     def digest(self) -> bytes:
         """32 bytes that differ where any term does: the context of all keys and signatures."""
         numbers = (self.round, self.attempt, self.words, self.shareholders)
         told = [f"fedtune secagg {VERSION}", self.run, *map(str, numbers)]
-        told += [str(self.threshold), str(self.quorum), *self.silos]
+        told += [str(self.threshold), str(self.quorum), ",".join(map(str, self.halvings))]
+        told += self.silos
         whole = hashlib.sha256()
         for part in told:
             whole.update(len(part.encode()).to_bytes(4, "big") + part.encode())
@@ -71,6 +75,8 @@ class Terms:
             raise AbortError("terms", "the silos are not a sorted list of distinct names with ours")
         if self.round < 1 or self.attempt < 0 or not 1 <= self.words <= MAX_WORDS:
             raise AbortError("terms", f"round {self.round}, {self.words} words are not possible")
+        if any(not 0 <= number <= MAX_HALVINGS for number in self.halvings):
+            raise AbortError("terms", f"a bound is to be halved up to {MAX_HALVINGS} times")
         if not max(2, min_silos) <= self.quorum <= count:
             raise AbortError(
                 "terms",
@@ -113,6 +119,7 @@ def choose(
     colluders: int,
     dropouts: int,
     min_silos: int = 3,
+    halvings: tuple[int, ...] = (),
 ) -> Terms:
     """The terms with the fewest shareholders that bear so many colluders and dropouts, and open no
     sum of fewer than `min_silos`.
@@ -136,7 +143,8 @@ def choose(
         holders = shareholders + 1
         threshold = (holders + bad) // 2 + 1
         if threshold <= holders - gone:
-            return Terms(run, round_number, attempt, silos, words, shareholders, threshold, quorum)
+            sharing = shareholders, threshold, quorum
+            return Terms(run, round_number, attempt, silos, words, *sharing, halvings)
     raise InputError(
         f"no number of shareholders of {count} silos bears {colluders} colluders and {dropouts} "
         "dropouts",

@@ -6,8 +6,51 @@ from dataclasses import dataclass, field
 from fedtune.aggregation.rule import Rule
 from fedtune.errors import RunFailedError
 from fedtune.privacy.central import SiloLevel
+from fedtune.secagg.weighted import Bounds, Opened, Weighted
 from fedtune_server.collect import Failure
 from fedtune_server.messages import Update
+
+
+@dataclass(frozen=True)
+class RoundingReport:
+    """How a secure sum was rounded.
+
+    `levels` integers within the bounds, which are the settings' after `halvings`, tensor by tensor.
+    `largest_error` is the most that a number of the mean may be off, `relative_error` the most that
+    all of them are, in the root mean square, over the mean's own (None: it is zero); both but for
+    numbers that were `cut` to their bounds, counted over all silos. `next_halvings` and
+    `most_halvings` are for the round after.
+    """
+
+    levels: int
+    halvings: list[int]
+    cut: int
+    largest_error: float
+    relative_error: float | None
+    next_halvings: list[int]
+    most_halvings: list[int]
+
+    @property
+    def bounds(self) -> Bounds:
+        """Those of the round after."""
+        return Bounds(tuple(self.next_halvings), tuple(self.most_halvings))
+
+
+def rounding_of(code: Weighted, opened: Opened, now: Bounds) -> RoundingReport:
+    """The report on a sum with bounds `now`."""
+    after = code.bounds_after(opened, now)
+    rounding = code.rounding(opened)
+    squares = sum(rounding[name] ** 2 * opened.mean[name].numel() for name, _ in code.spec)
+    length = opened.mean.norm()
+    return RoundingReport(
+        code.levels,
+        list(now.halvings),
+        sum(opened.cut.values()),
+        max(code.errors(opened).values()),
+        squares**0.5 / length if length else None,
+        list(after.halvings),
+        list(after.most),
+    )
 
 
 @dataclass(frozen=True)
@@ -15,7 +58,7 @@ class RoundReport:
     """A round. `loss` and `metric` are the coordinator's own evaluation if it has one; otherwise
     `loss` is the example-weighted training loss that silos told, and `metric` is None. Bytes are
     tensor payloads: up from silos, down to silos. `silos` are those aggregated. None is what may
-    not be told (see `told`).
+    not be told (see `told`). `rounding` is of secure sums without noise.
     """
 
     round: int
@@ -26,6 +69,7 @@ class RoundReport:
     seconds: float | None
     silos: list[str] | None
     failures: list[Failure] | None
+    rounding: RoundingReport | None = None
 
     def numbers(self) -> dict[str, float]:
         """What a logger draws over rounds."""
@@ -87,6 +131,7 @@ class Tally:
     silos: list[str] = field(default_factory=list)
     bytes: int = 0
     losses: list[tuple[float, int]] = field(default_factory=list)
+    rounding: RoundingReport | None = None
 
     def add(self, silo: str, update: Update) -> None:
         """Count one good reply."""

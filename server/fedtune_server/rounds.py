@@ -19,11 +19,12 @@ from fedtune.aggregation.rule import Fold, GlobalState, Rule
 from fedtune.config.federation import FederationConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.privacy.central import SiloLevel
+from fedtune.secagg.weighted import Bounds
 from fedtune.tensors import TensorSet
 from fedtune_server.checkpoints import Checkpoint, load_latest, save_checkpoint
 from fedtune_server.collect import Failure, Request, collect
 from fedtune_server.messages import Update, instruction, tensors_in
-from fedtune_server.reports import QuorumLostError, RoundReport, Tally, told
+from fedtune_server.reports import QuorumLostError, RoundingReport, RoundReport, Tally, told
 from fedtune_server.secure_sum import Asking, SecureRun, secure_sum
 
 Evaluate = Callable[[GlobalState], dict[str, float]]
@@ -80,7 +81,9 @@ def run_rounds(
         spare = state.adapter.memory if made_here and published is not state else None
         state = published
         fold = rule.fold(state, spare)
-        state, report = _run_round(grid, rule, fold, requests, plan, number, evaluate)
+        rounding = reports[-1].rounding if reports else None
+        bounds = rounding.bounds if rounding else None
+        state, report = _run_round(grid, rule, fold, requests, plan, number, bounds, evaluate)
         made_here = True
         if report.seconds is not None:
             report = dataclasses.replace(report, seconds=time.monotonic() - began)
@@ -140,9 +143,10 @@ def _start(
 
 
 def _report(values: dict[str, Any]) -> RoundReport:
-    failures = values["failures"]
+    failures, rounding = values["failures"], values.get("rounding")
     known = None if failures is None else [Failure(**f) for f in failures]
-    return RoundReport(**{**values, "failures": known})
+    read = None if rounding is None else RoundingReport(**rounding)
+    return RoundReport(**{**values, "failures": known, "rounding": read})
 
 
 def _publish(
@@ -189,11 +193,12 @@ def _run_round(
     requests: Mapping[str, Request],
     plan: RunPlan,
     number: int,
+    bounds: Bounds | None,
     evaluate: Evaluate | None,
 ) -> tuple[GlobalState, RoundReport]:
     began = time.monotonic()
     tally = Tally()
-    failures = _collect(grid, requests, fold, tally, plan, number)
+    failures = _collect(grid, requests, fold, tally, plan, number, bounds)
     full = RoundReport(
         round=number,
         loss=tally.loss(),
@@ -203,6 +208,7 @@ def _run_round(
         seconds=time.monotonic() - began if plan.timed else None,
         silos=tally.silos,
         failures=failures,
+        rounding=tally.rounding,
     )
     report = told(full, rule)
     if len(tally.silos) < _needed(rule, plan, len(requests)):
@@ -228,12 +234,14 @@ def _collect(
     tally: Tally,
     plan: RunPlan,
     number: int,
+    bounds: Bounds | None,
 ) -> list[Failure]:
     if plan.secure is not None:
         asked = Asking(grid, plan.run_hash, number, plan.poll_seconds, plan.said)
-        total = secure_sum(asked, requests, plan.secure)
+        total = secure_sum(asked, requests, plan.secure, bounds)
         fold.add("sum", total.mean, float(total.weight))
         tally.silos, tally.bytes = total.silos, total.payload_bytes
+        tally.rounding = total.rounding
         return total.failures
 
     def accept(silo: str, update: Update) -> None:

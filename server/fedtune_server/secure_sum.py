@@ -24,9 +24,10 @@ from fedtune.secagg.masks import WORD
 from fedtune.secagg.messages import write_terms
 from fedtune.secagg.silo import Unmasking
 from fedtune.secagg.terms import Terms, choose
-from fedtune.secagg.weighted import Weighted, encoding_of
+from fedtune.secagg.weighted import Bounds, Weighted, encoding_of, first_bounds
 from fedtune.tensors import WIRE_STYPE, Spec, TensorSet
 from fedtune_server.collect import Failure, Request, collect_replies
+from fedtune_server.reports import RoundingReport, rounding_of
 
 _LONGEST_STEP_SECONDS = 120.0  # of steps without training
 _RECORD = "secure"
@@ -60,15 +61,24 @@ class SecureTotal:
     silos: list[str]
     payload_bytes: int
     failures: list[Failure]
+    rounding: RoundingReport | None
 
 
-def secure_sum(asking: Asking, requests: Mapping[str, Request], secure: SecureRun) -> SecureTotal:
-    """One round. Raises RunFailedError, with nothing revealed, when too few silos are left."""
+def secure_sum(
+    asking: Asking,
+    requests: Mapping[str, Request],
+    secure: SecureRun,
+    bounds: Bounds | None = None,
+) -> SecureTotal:
+    """One round; `bounds` are what the last one led to, None in the first. Raises RunFailedError,
+    with nothing revealed, when too few silos are left.
+    """
     silos, spec = sorted(requests), next(iter(requests.values())).expected
-    code, terms = plan_round(secure.config, spec, silos, asking.run_hash, asking.round)
+    bounds = bounds or first_bounds(spec)
+    code, terms = plan_round(secure.config, spec, silos, asking.run_hash, asking.round, bounds)
     stages = _Stages(asking, requests, secure.config, Coordinator(terms, secure.identities))
     try:
-        return stages.run(code)
+        return stages.run(code, bounds)
     except AbortError as error:
         lines = [f"round {asking.round}: the secure sum was not opened: {error}"]
         lines += [f"  {f.silo}: {f.reason}: {f.detail}" for f in stages.failures]
@@ -76,17 +86,24 @@ def secure_sum(asking: Asking, requests: Mapping[str, Request], secure: SecureRu
 
 
 def plan_round(
-    config: RunConfig, spec: Spec, silos: Sequence[str], run: str, number: int
+    config: RunConfig,
+    spec: Spec,
+    silos: Sequence[str],
+    run: str,
+    number: int,
+    bounds: Bounds,
 ) -> tuple[Weighted | NoisySum, Terms]:
     """How a round's vectors are made, and its terms. Raises InputError where none bear what the
     settings ask for, or a sum has no room.
     """
     code: Weighted | NoisySum
+    halvings: tuple[int, ...] = ()
     if config.privacy.mode == "distributed":
         code = noisy_sum(config, spec, len(silos), run, number)
         _ = code.steps  # refuses what has no room, before anybody trains
     else:
-        code = encoding_of(config, spec, len(silos))
+        halvings = bounds.halvings
+        code = encoding_of(config, spec, len(silos), halvings)
     settings = config.secure_aggregation
     return code, choose(
         run,
@@ -97,6 +114,7 @@ def plan_round(
         colluders=settings.max_colluders,
         dropouts=settings.dropouts(len(silos)),
         min_silos=config.federation.min_silos,
+        halvings=halvings,
     )
 
 
@@ -108,7 +126,7 @@ class _Stages:
     machine: Coordinator
     failures: list[Failure] = field(default_factory=list)
 
-    def run(self, code: Weighted | NoisySum) -> SecureTotal:
+    def run(self, code: Weighted | NoisySum, bounds: Bounds) -> SecureTotal:
         """The stages one after another, each with those who came through the one before."""
         machine, terms = self.machine, self.machine.terms
         proposed: dict[str, Any] = {"step": "advertise", "terms": write_terms(terms)}
@@ -128,12 +146,13 @@ class _Stages:
         self._step(dict.fromkeys(machine.signers, unmask), self._take_unmasking)
         total, there = machine.finish()
         try:
-            mean, weight = _opened(code, total, len(there), self.config)
+            mean, weight, rounding = _opened(code, total, len(there), self.config, bounds)
         except ValueError as error:
             raise AbortError("range", str(error)) from None
         # a silo that is in the sum isn't missing from the round, whatever it failed at later
         missing = [f for f in self.failures if f.silo not in there]
-        return SecureTotal(mean, weight, sorted(there), total.nbytes * len(there), missing)
+        sent = total.nbytes * len(there)
+        return SecureTotal(mean, weight, sorted(there), sent, missing, rounding)
 
     def _step(
         self, contents: Mapping[str, dict[str, Any]], take: Callable[[str, ConfigRecord], None]
@@ -203,16 +222,17 @@ class _Stages:
 
 
 def _opened(
-    code: Weighted | NoisySum, total: np.ndarray, silos: int, config: RunConfig
-) -> tuple[TensorSet, int]:
-    """The round's delta from the sum of so many silos' words, and its weight."""
+    code: Weighted | NoisySum, total: np.ndarray, silos: int, config: RunConfig, bounds: Bounds
+) -> tuple[TensorSet, int, RoundingReport | None]:
+    """The round's delta from the sum of so many silos' words, its weight, how it was rounded."""
     if isinstance(code, Weighted):
-        return code.decode(total, silos)
+        opened = code.decode(total, silos)
+        return opened.mean, opened.weight, rounding_of(code, opened, bounds)
     if not config.in_private_steps:
-        return code.decode(total) * (1 / silos), silos
+        return code.decode(total) * (1 / silos), silos, None
     # one step of gradient descent on all silos' units
     per_unit = 1 / (silos * config.training.batch_size)
-    return code.decode(total) * (-config.training.learning_rate * per_unit), silos
+    return code.decode(total) * (-config.training.learning_rate * per_unit), silos, None
 
 
 def _words_in(reply: Message) -> np.ndarray:

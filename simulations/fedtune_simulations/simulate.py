@@ -28,6 +28,7 @@ from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
+from fedtune.secagg.weighted import first_bounds
 from fedtune.tensors import Spec, TensorSet
 from fedtune.training.charging import Paid, Party, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
@@ -214,7 +215,7 @@ def _check_record(rule: Rule, out: Path) -> None:
 def check_secure(config: RunConfig, spec: Spec, plan: RunPlan) -> None:
     """Raise InputError where such secure rounds can't be, before anybody is charged."""
     if config.secure_aggregation.enabled:
-        plan_round(config, spec, sample_silos(plan, 1), plan.run_hash, 1)
+        plan_round(config, spec, sample_silos(plan, 1), plan.run_hash, 1, first_bounds(spec))
 
 
 def check_available(config: RunConfig, *, resume: bool = False) -> None:

@@ -18,7 +18,7 @@ from fedtune.secagg.abort import AbortError
 from fedtune.secagg.coordinator import Coordinator
 from fedtune.secagg.messages import write_set, write_terms
 from fedtune.secagg.terms import Terms, choose
-from fedtune.secagg.weighted import encoding_of
+from fedtune.secagg.weighted import encoding_of, first_bounds
 from fedtune.tensors import TensorSet
 from tests.secagg.conftest import identities, identity_of, names
 
@@ -51,8 +51,10 @@ def parts(folder: Path | None = None) -> dict[str, SecurePart]:
 
 
 def terms(attempt: int = 0, **changes: object) -> Terms:
-    words = encoding_of(CONFIG, DELTA.spec, 4).words
+    halvings = first_bounds(DELTA.spec).halvings
+    words = encoding_of(CONFIG, DELTA.spec, 4, halvings).words
     given = {"run": RUN, "round_number": 1, "attempt": attempt, "silos": SILOS, "words": words}
+    given |= {"halvings": halvings}
     return choose(**{**given, **changes}, colluders=0, dropouts=0)  # type: ignore[arg-type]
 
 
@@ -95,6 +97,22 @@ def test_a_round_tried_again_is_signed_for_the_same_survivors_only(tmp_path: Pat
     there = parts(tmp_path)
     masked(there, again)
     assert there[SILOS[0]].answer(asked("agree", again, survivors=survivors))
+
+
+def test_a_round_tried_again_is_signed_for_the_same_bounds_only(tmp_path: Path):
+    first, again = terms(0), terms(1, halvings=(3,))
+    there = parts(tmp_path)
+    masked(there, first)
+    there[SILOS[0]].answer(asked("agree", first, survivors=write_set(SILOS, first)))
+    there = parts(tmp_path)
+    masked(there, again)
+    with pytest.raises(AbortError, match="other bounds of round 1 before"):
+        there[SILOS[0]].answer(asked("agree", again, survivors=write_set(SILOS, again)))
+
+
+def test_bounds_of_another_number_of_tensors_end_the_part():
+    with pytest.raises(AbortError, match="bounds of 2 tensors are told, want 1"):
+        masked(parts(), terms(halvings=(0, 0)))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -27,13 +28,17 @@ from fedtune.secagg.messages import (
 )
 from fedtune.secagg.shamir import PRIME, SHARE_BYTES, combine
 from fedtune.secagg.terms import Terms
+from fedtune.secagg.weighted import Weighted
+from fedtune.tensors import TensorSet
 
 SILOS = ("alpha", "beta", "gamma")
-TERMS = Terms("vectors", 1, 0, SILOS, words=3, shareholders=2, threshold=2, quorum=2)
+TERMS = Terms("vectors", 1, 0, SILOS, 3, shareholders=2, threshold=2, quorum=2, halvings=(0, 2))
 MANY = tuple("abcdefghijkl")
 SET_TERMS = Terms("vectors", 1, 0, MANY, words=3, shareholders=2, threshold=2, quorum=7)
 PAIRS = (("alpha", "beta"), ("alpha", "gamma"), ("beta", "gamma"))
 VALUES, BOUND = [-2.0, 2.0, 0.0, 1.0, -1.0, 2.0, -2.0], 2.0  # whole numbers of steps: no rounding
+WEIGHTED = Weighted((("a", (2, 2)), ("b", (1,))), {"a": 2.0, "b": 0.5}, len(SILOS), max_weight=2)
+DELTA = {"a": [[-2.0, 0.0], [2.0, 9.0]], "b": [-0.5]}
 LONG = 40_000  # words: more than the stream is made of at a time
 
 
@@ -92,6 +97,7 @@ def vectors() -> dict[str, Any]:
         "messages": _messages(context),
         "set": {"silos": MANY, "members": MANY[::11], "text": write_set(MANY[::11], SET_TERMS)},
         "fixed_point": _encoded(),
+        "weighted": _weighted(),
         "sum": _summed(own, pairs),
     }
 
@@ -156,6 +162,19 @@ def _encoded() -> dict[str, Any]:
         "levels": numbers.levels,
         "values": VALUES,
         "words": [int(word) for word in words],
+    }
+
+
+def _weighted() -> dict[str, Any]:
+    """A silo's whole vector: numbers times weight over the largest weight, the weight, the cuts."""
+    delta = TensorSet({name: torch.tensor(values) for name, values in DELTA.items()})
+    return {
+        "bounds": dict(WEIGHTED.bounds),
+        "levels": WEIGHTED.levels,
+        "max_weight": WEIGHTED.max_weight,
+        "delta": DELTA,
+        "weight": 1,
+        "words": [int(word) for word in WEIGHTED.encode(delta, 1)],
     }
 
 

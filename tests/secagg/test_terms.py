@@ -9,7 +9,7 @@ import pytest
 
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.messages import read_terms, write_terms
-from fedtune.secagg.terms import MAX_SILOS, MAX_WORDS, Terms, choose, worst_among
+from fedtune.secagg.terms import MAX_HALVINGS, MAX_SILOS, MAX_WORDS, Terms, choose, worst_among
 from tests.secagg.conftest import names
 
 OWN = names(1)[0]
@@ -28,6 +28,8 @@ POLICY = {"own": OWN, "min_silos": 3, "colluders": 1}
         ({"attempt": -1}, {}, "not possible"),
         ({"words": 0}, {}, "not possible"),
         ({"words": MAX_WORDS + 1}, {}, "not possible"),
+        ({"halvings": (0, -1)}, {}, "to be halved"),
+        ({"halvings": (MAX_HALVINGS + 1, 0)}, {}, "to be halved"),
         ({"quorum": 8}, {}, "may be opened"),
         ({}, {"min_silos": 6}, "may be opened"),
         ({"silos": names(1), "quorum": 1}, {"min_silos": 0}, "may be opened"),
@@ -50,12 +52,12 @@ def test_terms_that_protect_nobody(changes: dict, policy: dict, said: str):
 
 
 def test_the_digest_tells_every_term():
-    other = {"run": "b", "silos": names(8)}
+    other = {"run": "b", "silos": names(8), "halvings": (1, 0)}
     changed = [
         dataclasses.replace(GOOD, **{name: other.get(name, 6 if value == 5 else 5)})
         for name, value in dataclasses.asdict(GOOD).items()
     ]
-    assert len({one.digest for one in [GOOD, *changed]}) == 9
+    assert len({one.digest for one in [GOOD, *changed]}) == 10
     joined = dataclasses.replace(GOOD, silos=("a", "bc"))
     assert joined.digest != dataclasses.replace(GOOD, silos=("ab", "c")).digest
 
