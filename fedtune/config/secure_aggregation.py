@@ -33,8 +33,9 @@ class SecureAggregationConfig(Section):
     )
     bound: PositiveFloat | None = Field(
         None,
-        description="Largest absolute value of a number in a delta; larger ones are cut. null: "
-        "what AdamW can reach at `training.learning_rate` in `training.max_steps`.",
+        description="Largest absolute value of a number in a delta; larger ones are cut. Later "
+        "rounds have narrower bounds, a tensor each, that follow the sums before. null: what AdamW "
+        "can reach at `training.learning_rate` in `training.max_steps`.",
     )
 
     @model_validator(mode="after")

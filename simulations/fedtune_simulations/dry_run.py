@@ -24,6 +24,7 @@ from fedtune.reports.dry_run import (
     outline,
     plan_facts,
 )
+from fedtune.secagg.masks import WORD
 from fedtune.tensors import Spec, TensorSet, payload_size
 from fedtune.training.charging import ask_ledger
 from fedtune.training.checkpoints import run_hash
@@ -66,7 +67,7 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     run = run_hash(config, found.splits.facts)
     plan = RunPlan(nodes, config.federation, config.seed, run)
     check_quorum(plan)
-    check_secure(config, found.spec, plan)
+    secure = check_secure(config, found.spec, plan)
     check_alone(out)
     check_folder(out, config, "simulate", resume=resume)
     if resume:
@@ -84,6 +85,8 @@ def dry_run(config: RunConfig, out: Path, *, resume: bool = False) -> FederatedD
     asked = [sample_silos(plan, number) for number in rounds]
     encoding = config.federation.delta_encoding
     up = {name: encoded_size(spec, encoding) for name, spec in specs.items()}
+    if secure is not None:
+        up = dict.fromkeys(up, secure.words * WORD.itemsize)
     everything = sum(down[name] + up[name] for names in asked for name in names)
     if config.federation.aggregation == "fedex":
         # k silos leave a residual of k - 1 times their rank, and residuals add up

@@ -28,6 +28,7 @@ from fedtune.models.residual import folded
 from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
+from fedtune.secagg.terms import Terms
 from fedtune.secagg.weighted import first_bounds
 from fedtune.tensors import Spec, TensorSet
 from fedtune.training.charging import Paid, Party, charge_run
@@ -212,10 +213,14 @@ def _check_record(rule: Rule, out: Path) -> None:
             )
 
 
-def check_secure(config: RunConfig, spec: Spec, plan: RunPlan) -> None:
-    """Raise InputError where such secure rounds can't be, before anybody is charged."""
-    if config.secure_aggregation.enabled:
-        plan_round(config, spec, sample_silos(plan, 1), plan.run_hash, 1, first_bounds(spec))
+def check_secure(config: RunConfig, spec: Spec, plan: RunPlan) -> Terms | None:
+    """The first round's terms, if rounds are secure. Raises InputError where such rounds can't be,
+    before anybody is charged.
+    """
+    if not config.secure_aggregation.enabled:
+        return None
+    silos = sample_silos(plan, 1)
+    return plan_round(config, spec, silos, plan.run_hash, 1, first_bounds(spec))[1]
 
 
 def check_available(config: RunConfig, *, resume: bool = False) -> None:

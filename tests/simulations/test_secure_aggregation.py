@@ -22,12 +22,14 @@ BASE = {
 SECURE = {"enabled": True, "max_weight": 80}
 
 
-def run(out: Path, *, secure: bool, **sections: dict) -> tuple[TensorSet, list]:
+def run(
+    out: Path, *, secure: bool, resume: bool = False, **sections: dict
+) -> tuple[TensorSet, list]:
     tree = {name: {**part, **sections.get(name, {})} for name, part in BASE.items()}
     tree |= {name: part for name, part in sections.items() if name not in BASE}
     if secure:
         tree["secure_aggregation"] = {**SECURE, **sections.get("secure_aggregation", {})}
-    result = simulate(RunConfig.model_validate(tree), out, compare=False)
+    result = simulate(RunConfig.model_validate(tree), out, compare=False, resume=resume)
     return TensorSet.load(out / "adapter" / "adapter_model.safetensors"), result.rounds
 
 
@@ -53,8 +55,38 @@ def test_the_adapter_is_that_of_the_plain_run_to_the_told_error(tmp_path: Path, 
     assert max(float((secure[n] - plain[n]).abs().max()) for n in plain) <= worst + 1e-8
     assert (secure - plain).norm() < 1e-3 * plain.norm()
     assert rounds[0].silos == before[0].silos
+    rounding = rounds[0].rounding
+    assert rounding.largest_error <= worst
+    assert rounding.cut == 0
     assert rounds[0].bytes_up < 0.7 * before[0].bytes_up
     assert (secure - plain).norm() > 0
+
+
+def test_bounds_follow_the_rounds_and_a_resumed_run_s_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By the settings' bound alone a step as small as this would be lost in rounding."""
+    sections = {"federation": {"rounds": 3}, "secure_aggregation": {"bound": 50.0}}
+    whole = LocalSilo.train
+
+    def train(self: LocalSilo, told):
+        if told.round == 3:
+            raise RunFailedError("no")
+        return whole(self, told)
+
+    monkeypatch.setattr(LocalSilo, "train", train)
+    with pytest.raises(RunFailedError, match="round 3"):
+        run(tmp_path / "run", secure=True, **sections)
+    monkeypatch.setattr(LocalSilo, "train", whole)
+    _, rounds = run(tmp_path / "run", secure=True, resume=True, **sections)
+    told = [report.rounding for report in rounds]
+    assert told[0].halvings == [0] * len(told[0].halvings)
+    assert told[1].halvings == told[0].next_halvings
+    assert told[2].halvings == told[1].next_halvings
+    assert min(told[2].halvings) > 5
+    assert told[0].relative_error > 0.01
+    assert max(one.relative_error for one in told[1:]) < 1e-3
+    assert [one.cut for one in told] == [0, 0, 0]
 
 
 def test_silos_that_fail_are_left_out_of_the_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,3 +149,7 @@ def test_by_the_command_that_a_user_types(tmp_path: Path):
     told = json.loads(out.getvalue())
     assert len(told["rounds"][0]["silos"]) == 4
     assert told["rounds"][0]["failures"] == []
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert main(["simulate", str(file), "--dry-run", "--json"]) == 0
+    assert json.loads(out.getvalue())["bytes_up_a_round"] == told["rounds"][0]["bytes_up"]
