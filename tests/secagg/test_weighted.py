@@ -144,3 +144,12 @@ def test_a_delta_that_grows_is_given_room_up_to_the_settings_bound():
     code, opened = opened_with(grown, narrow)
     assert all(opened.cut.values())
     assert code.bounds_after(opened, narrow).halvings == (0, 0)
+
+
+def test_a_bound_leaves_room_for_silos_that_have_nothing_in_common():
+    """300 silos' mean is 17 times smaller than they are, and their rounding coarse."""
+    code = Weighted(SPEC, dict.fromkeys(SIGMA, WIDEST), 300, 1)
+    mean = deltas(1)[0] * 300**-0.5
+    bounds = code.bounds_after(Opened(mean, 300, 300, {"a": 0, "b": 0}), first_bounds(SPEC))
+    alone = float(deltas(1)[0]["a"].abs().max())
+    assert 2 * alone <= WIDEST / 2 ** bounds.halvings[0] <= 6 * alone
