@@ -25,7 +25,7 @@ from fedtune.secagg.coordinator import Coordinator
 from fedtune.secagg.masks import WORD, add_mask
 from fedtune.secagg.silo import Silo
 from fedtune.secagg.terms import Terms, choose
-from fedtune.secagg.weighted import Bounds, Weighted, first_bounds
+from fedtune.secagg.weighted import Weighted
 from fedtune.tensors import TensorSet
 
 SIGMA = 1e-4  # of a LoRA's delta
@@ -41,7 +41,7 @@ class Measured:
     coordinator_seconds: float = 0.0
     silo_seconds: dict[str, float] = field(default_factory=dict)
     relative_error: float = 0.0
-    after: Bounds | None = None  # those of the next round
+    halvings: tuple[int, ...] = (0,)  # of the next round
 
     @property
     def median_seconds(self) -> float:
@@ -60,10 +60,9 @@ def one_round(
     """A round in which `dropouts` are lost after sharing; vectors are made as they are needed."""
     names = tuple(f"silo-{number:03d}" for number in range(silos))
     spec = deltas(parameters, 0).spec
-    bounds = before.after if before and before.after else first_bounds(spec)
-    bound = WIDEST / 2 ** bounds.halvings[0]
-    code = Weighted(spec, {"delta": bound}, silos, max_weight=1)
-    load = {"colluders": colluders, "dropouts": dropouts, "halvings": bounds.halvings}
+    halvings = before.halvings if before else (0,)
+    code = Weighted(spec, {"delta": WIDEST / 2 ** halvings[0]}, silos, max_weight=1)
+    load = {"colluders": colluders, "dropouts": dropouts, "halvings": halvings}
     terms = choose("benchmark", 1, 0, names, code.words, min_silos=2, **load)
     keys = {name: Ed25519PrivateKey.generate() for name in names}
     public = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
@@ -121,7 +120,7 @@ def one_round(
     with timed(None):
         opened, there = coordinator.finish()
         decoded = code.decode(opened, len(there))
-        measured.after = code.bounds_after(decoded, bounds)
+        measured.halvings = code.halvings_after(decoded, halvings)
     exact = total / len(there)
     off = np.linalg.norm(decoded.mean["delta"].numpy() - exact)
     measured.relative_error = float(off / np.linalg.norm(exact))
@@ -173,7 +172,7 @@ def many() -> None:
     print("silos  shareholders  threshold  quorum  a silo (s)  most (s)  coordinator (s)  error")
     for silos in (10, 30, 100, 300):
         load = silos // 20, silos // 10
-        made = one_round(silos, 10**6, *load, before=one_round(silos, 10**6, *load))
+        made = one_round(silos, 10**6, *load, before=Measured(halvings=(9,)))
         print(
             f"{silos:5}  {made.terms.shareholders:12}  {made.terms.threshold:9}  "
             f"{made.terms.quorum:6}  {made.median_seconds:10.3f}  "
@@ -193,7 +192,7 @@ def masks() -> None:
     speed, best = statistics.median(speeds) / 1e6, max(speeds) / 1e6
     print(f"\na mask: {speed:.0f} M parameters/s a core, best {best:.0f}")
     made = None
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         made = one_round(10, 10**6, 0, 2, made)
         print(
             f"round {number}: upload {made.upload_bytes / 1e6:.3f} bytes a parameter, relative "

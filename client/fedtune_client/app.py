@@ -71,7 +71,7 @@ def make_client_app(
         silo = load_silo(context)
         told = read_instruction(message, silo.spec, silo.run_hash)
         if secure_of is not None:
-            secure_of(context).check_due(message, told.round)
+            secure_of(context).check_due(message, told.round, silo.spec)
             return secure_of(context).masked(message, silo.train(told), silo.spec)
         update = silo.train(told)
         return reply(message, update, encoder_of(context)(update.delta, told.round))

@@ -106,7 +106,7 @@ class Node:
             raise RefusedError(f"round {told.round} of a run of {here.federation.rounds}")
         if here.secure_aggregation.enabled:
             part = self._part
-            _usable(lambda: _there(part).check_due(message, told.round))
+            _usable(lambda: _there(part).check_due(message, told.round, opened.silo.spec))
         kept = opened.replies.find(told)
         if kept is not None:
             _log.info("run %s, round %d: sent again as it was", asked.run, told.round)

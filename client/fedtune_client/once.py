@@ -1,8 +1,8 @@
-"""What a silo does once a round, however often it is asked: sign for survivors, and draw noise."""
+"""What a silo does once a round, however often it is asked: agree to a sum, and draw noise."""
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +16,83 @@ from fedtune.secagg.abort import AbortError
 from fedtune.secagg.terms import Terms
 
 AGREED = "agreed.jsonl"
-"""In a run's folder: the survivors that this silo signed for, and their bounds, by round."""
+"""In a run's folder, by round: what this silo sent vectors for, the survivors it signed for."""
 DRAWN = "drawn"
 """In a run's folder: the latest round's vector with its noise."""
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """Who was asked in an attempt, how many open its sum, and how often bounds were halved."""
+
+    silos: list[str]
+    quorum: int
+    halvings: list[int]
+
+
 @dataclass
 class Agreed:
-    """Of each round of a run the survivors that this silo signed for, and how often bounds were
-    halved; in `file`, if there is one.
+    """What this silo has bound itself to in each round of a run; in `file`, if there is one.
 
     A round that is tried again is trained on once, so its deltas are the same: the difference of
-    two sums over sets that differ in one silo would be that silo's, and sums of the same numbers
-    cut at many bounds would tell the numbers. A second attempt is therefore for the same set at the
-    same bounds, or none.
+    two sums over sets that differ in few silos would be those silos', and sums of the same numbers
+    cut at many bounds would tell the numbers. So it signs for one set of survivors a round, at one
+    choice of bounds, and sends its vector again only where the quorums of both attempts share an
+    honest silo, which won't sign for two sets either.
     """
 
     file: Path | None = None
-    _known: dict[int, dict[str, Any]] = field(default_factory=dict, init=False)
+    _attempts: dict[int, list[_Attempt]] = field(default_factory=dict, init=False)
+    _survivors: dict[int, list[str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.file is not None and self.file.exists():
-            lines = map(json.loads, self.file.read_text().splitlines())
-            self._known = {line["round"]: line for line in lines}
+            for line in map(json.loads, self.file.read_text().splitlines()):
+                if "survivors" in line:
+                    self._survivors[line["round"]] = line["survivors"]
+                else:
+                    attempt = _Attempt(line["silos"], line["quorum"], line["halvings"])
+                    self._attempts.setdefault(line["round"], []).append(attempt)
 
-    def check(self, terms: Terms, survivors: Collection[str]) -> None:
-        """Raise AbortError where another set of the round was signed before, or other bounds."""
-        told = _told(terms, survivors)
-        known = self._known.get(terms.round, told)
-        for what in ("survivors", "halvings"):
-            if known[what] != told[what]:
-                other = "survivors" if what == "survivors" else "bounds"
+    def check_attempt(self, terms: Terms, colluders: int) -> None:
+        """Raise AbortError where a vector of the round is not to be sent again for these terms."""
+        for before in self._attempts.get(terms.round, ()):
+            if before.halvings != list(terms.halvings):
+                raise AbortError("sets", f"we agreed to other bounds in round {terms.round} before")
+            both = len({*before.silos, *terms.silos})
+            if before.quorum + terms.quorum <= both + colluders:
                 raise AbortError(
-                    "sets", f"we signed for other {other} of round {terms.round} before"
+                    "sets",
+                    f"a sum of round {terms.round} may have been opened before, by "
+                    f"{before.quorum} of {both} silos; {terms.quorum} that open this one need have "
+                    "no honest one in common with them: let the same silos take part again",
                 )
 
-    def add(self, terms: Terms, survivors: Collection[str]) -> None:
-        """Remember them; on disk when it returns."""
-        if terms.round in self._known:
-            return
-        told = self._known[terms.round] = _told(terms, survivors)
+    def add_attempt(self, terms: Terms) -> None:
+        """Remember that a vector is sent for these terms; on disk when it returns."""
+        attempt = _Attempt(list(terms.silos), terms.quorum, list(terms.halvings))
+        known = self._attempts.setdefault(terms.round, [])
+        if attempt not in known:
+            known.append(attempt)
+            self._write({"round": terms.round, **asdict(attempt)})
+
+    def check(self, number: int, survivors: Collection[str]) -> None:
+        """Raise AbortError where another set of the round was signed before."""
+        if self._survivors.get(number, sorted(survivors)) != sorted(survivors):
+            raise AbortError("sets", f"we signed for other survivors of round {number} before")
+
+    def add(self, number: int, survivors: Collection[str]) -> None:
+        """Remember the set; on disk when it returns."""
+        if number not in self._survivors:
+            self._survivors[number] = sorted(survivors)
+            self._write({"round": number, "survivors": sorted(survivors)})
+
+    def _write(self, told: dict[str, Any]) -> None:
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             append_line(self.file, json.dumps(told))
             flush(self.file)
             flush(self.file.parent)
-
-
-def _told(terms: Terms, survivors: Collection[str]) -> dict[str, Any]:
-    halvings = list(terms.halvings)
-    return {"round": terms.round, "survivors": sorted(survivors), "halvings": halvings}
 
 
 @dataclass

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedtune.config.schema import RunConfig
-from fedtune.privacy.distributed import clipped, noisy_sum
+from fedtune.privacy.distributed import NoisySum, clipped, noisy_sum
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.fields import by_silo, text_in, texts_in
 from fedtune.secagg.messages import read_set, read_terms
 from fedtune.secagg.silo import Silo
 from fedtune.secagg.terms import Terms
-from fedtune.secagg.weighted import encoding_of
+from fedtune.secagg.weighted import Weighted, encoding_of
 from fedtune.tensors import WIRE_STYPE, Spec
 from fedtune_client.once import Agreed, Drawn
 from fedtune_client.update import LocalUpdate
@@ -74,11 +74,15 @@ class SecurePart:
             }
         return Message(RecordDict({RECORD: ConfigRecord(content)}), reply_to=message)
 
-    def check_due(self, message: Message, round_number: int) -> None:
-        """Raise AbortError unless a vector of this round is due: before anything is trained."""
-        silo = self._at(_record(message))
-        if silo.terms.round != round_number:
-            raise AbortError("context", f"the terms are of round {silo.terms.round}")
+    def check_due(self, message: Message, round_number: int, spec: Spec) -> None:
+        """Raise AbortError unless a vector of this round, of deltas of `spec`, is due: before
+        anything is trained.
+        """
+        terms = self._at(_record(message)).terms
+        if terms.round != round_number:
+            raise AbortError("context", f"the terms are of round {terms.round}")
+        if terms.words != self._code(terms, spec).words:
+            raise AbortError("terms", f"{terms.words} words are not a vector of this run")
 
     def masked(self, message: Message, update: LocalUpdate, spec: Spec) -> Message:
         """The reply to a `train` message: the update's vector behind its masks."""
@@ -87,19 +91,15 @@ class SecurePart:
         silo = self._at(record)
         vector = self._vector(update, spec, silo.terms)
         words = silo.mask(vector, shares, text_in(record, "shared"))
+        self.agreed.add_attempt(silo.terms)  # before it is sent
         array = Array("uint64", words.shape, WIRE_STYPE, words.tobytes())
         return Message(RecordDict({"masked": ArrayRecord({"words": array})}), reply_to=message)
 
     def _vector(self, update: LocalUpdate, spec: Spec, terms: Terms) -> np.ndarray:
         """What is masked: the weighted delta or, in distributed mode, the noised clipped one."""
-        privacy, silos = self.config.privacy, len(terms.silos)
-        if privacy.mode != "distributed":
-            try:
-                agreed = encoding_of(self.config, spec, silos, terms.halvings)
-            except ValueError as error:
-                raise AbortError("terms", str(error)) from None
-            return agreed.encode(update.delta, update.examples)
-        code = noisy_sum(self.config, spec, silos, terms.run, terms.round)
+        privacy, code = self.config.privacy, self._code(terms, spec)
+        if isinstance(code, Weighted):
+            return code.encode(update.delta, update.examples)
         whole = update.delta  # of single units, each was clipped when they were added
         if privacy.unit == "silo":
             whole = clipped(whole, privacy.clipping_norm)
@@ -110,11 +110,22 @@ class SecurePart:
             lambda: code.encode(whole, colluders=self.colluders),
         )
 
+    def _code(self, terms: Terms, spec: Spec) -> Weighted | NoisySum:
+        """How vectors of deltas of `spec` are made. Raises AbortError on terms of other tensors."""
+        silos, noised = len(terms.silos), self.config.privacy.mode == "distributed"
+        if len(terms.halvings) != (0 if noised else len(spec)):
+            raise AbortError(
+                "terms", f"bounds of {len(terms.halvings)} tensors are told, which this run has not"
+            )
+        if noised:
+            return noisy_sum(self.config, spec, silos, terms.run, terms.round)
+        return encoding_of(self.config, spec, silos, terms.halvings)
+
     def _agree(self, silo: Silo, survivors: str) -> str:
-        members = read_set(survivors, silo.terms)
-        self.agreed.check(silo.terms, members)
+        number, members = silo.terms.round, read_set(survivors, silo.terms)
+        self.agreed.check(number, members)
         signed = silo.agree(survivors)
-        self.agreed.add(silo.terms, members)  # before it is sent: once it is, the sum may be opened
+        self.agreed.add(number, members)  # before it is sent: once it is, the sum may be opened
         return signed
 
     def _begin(self, record: ConfigRecord) -> Silo:
@@ -125,6 +136,7 @@ class SecurePart:
             raise AbortError("context", "the terms are of another run")
         self._silo = None
         colluders = max(self.colluders, settings.max_colluders)
+        self.agreed.check_attempt(terms, colluders)
         fewest = self.min_silos
         if self.config.privacy.mode == "distributed":  # noise is drawn for no smaller sum
             fewest = max(fewest, self.config.federation.min_silos)

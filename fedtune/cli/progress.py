@@ -200,7 +200,7 @@ def _round(report: "RoundReport") -> str:
         None if report.loss is None else f"loss {report.loss:.4f}",
         None if report.silos is None else f"{len(report.silos)} silos",
         f"{len(report.failures)} failed" if report.failures else None,
-        f"{report.rounding.cut:,} numbers cut" if report.rounding and report.rounding.cut else None,
+        *(report.rounding.remarks() if report.rounding else ()),
         None if report.seconds is None else f"{report.seconds:.1f} s",
     ]
     shown = ", ".join(part for part in parts if part is not None)

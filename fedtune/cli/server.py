@@ -284,6 +284,8 @@ def _rounds(run: "RunFolder") -> list[dict[str, Any]]:
 
 
 def _round(told: dict[str, Any]) -> str:
+    from fedtune_server.reports import RoundingReport
+
     words = [f"round {told['round']}"]
     if told["loss"] is not None:
         words.append(f"loss {told['loss']:.4f}")
@@ -291,6 +293,8 @@ def _round(told: dict[str, Any]) -> str:
         words.append(f"{len(told['silos'])} silos")
     if told["seconds"] is not None:
         words.append(f"{told['seconds']:.1f} s")
+    if told.get("rounding"):
+        words += RoundingReport(**told["rounding"]).remarks()
     for failure in told["failures"] or ():
         words.append(f"{failure['silo']} is missing ({failure['reason']}: {failure['detail']})")
     return ", ".join(words)

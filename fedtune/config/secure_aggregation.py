@@ -33,6 +33,7 @@ class SecureAggregationConfig(Section):
     )
     bound: PositiveFloat | None = Field(
         None,
+        le=1e30,
         description="Largest absolute value of a number in a delta; larger ones are cut. Later "
         "rounds have narrower bounds, a tensor each, that follow the sums before. null: what AdamW "
         "can reach at `training.learning_rate` in `training.max_steps`.",

@@ -14,7 +14,7 @@ from scipy.stats import hypergeom
 from fedtune.errors import InputError
 from fedtune.secagg.abort import AbortError
 
-VERSION = 1
+VERSION = 2
 MAX_SILOS = 10_000
 MAX_WORDS = 1 << 32
 MAX_HALVINGS = 60
@@ -29,7 +29,7 @@ class Terms:
     Each silo hands shares of its secrets to `shareholders` others that it draws itself and keeps
     one: any `threshold` of them give the secrets back. A sum is opened only for a set of survivors
     that `quorum` of all silos have signed. `halvings` tells, tensor by tensor, how often the
-    settings' bound of a delta's numbers is halved; none: the bound as it is, or no such bound.
+    settings' bound of a delta's numbers is halved; none where numbers have no such bound.
     """
 
     run: str
@@ -124,11 +124,13 @@ def choose(
     """The terms with the fewest shareholders that bear so many colluders and dropouts, and open no
     sum of fewer than `min_silos`.
 
-    Raises InputError where none do: n silos bear them if n > 2 * dropouts + colluders.
+    The quorum is all that are left after so many dropouts: a second attempt of a round with other
+    silos then still needs one of the first one's. Raises InputError where no terms do: n silos bear
+    them if n > 2 * dropouts + colluders.
     """
     count = len(silos)
-    quorum = max((count + colluders) // 2 + 1, min_silos)
-    if quorum > count - dropouts or count < 3:
+    quorum = count - dropouts
+    if quorum < max((count + colluders) // 2 + 1, min_silos) or count < 3:
         raise InputError(
             f"{count} silos can't bear {colluders} colluders and {dropouts} dropouts",
             expected=f"more than {2 * dropouts + colluders} silos, and {min_silos + dropouts}",

@@ -1,8 +1,9 @@
 """A silo's weighted delta as one vector to be masked, and the sum of such vectors as their mean.
 
 Each number travels multiplied by the silo's weight over the largest weight that is allowed, in
-fixed point; behind the numbers the weight itself, and of each tensor how many of its numbers were
-cut, as whole numbers in words of their own. So the mean is weighted, and nobody sees a weight.
+fixed point. Behind the numbers come whole ones, in words of their own: the weight, and of each
+tensor how many of its numbers were cut and which of four thresholds some number was beyond. So the
+mean is weighted and nobody sees a weight, and the sum tells how near silos came to their bounds.
 
 Bounds are agreed in a round's terms before anybody trains, tensor by tensor: a number beyond its
 tensor's is cut to it. They come from what is public alone, never from one silo's data: in the first
@@ -25,37 +26,27 @@ from fedtune.tensors import Spec, TensorSet
 _LARGEST_WEIGHT = 1 << 40  # ten thousand of them still fit a word
 _FINE = 2.5e-4
 """Of a mean's root mean square, what rounding may be; or up to twice that: bounds are halved."""
-_SPARE = 2.0
-"""How far beyond what independent silos had in the sum before a number may go without being cut."""
-_FEW = 4.0
-"""Root mean squares that are taken for the largest of few numbers, which tell less of others."""
-_WIDER = 3
-"""How many halvings fewer a bound has, from then on, at which numbers were cut."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Tensor by tensor, how often the settings' bound is halved, and how often it may ever be."""
-
-    halvings: tuple[int, ...]
-    most: tuple[int, ...]
-
-
-def first_bounds(spec: Spec) -> Bounds:
-    """Those of the settings, of which nothing is known yet."""
-    return Bounds((0,) * len(spec), (MAX_HALVINGS,) * len(spec))
+_THRESHOLDS = (1, 2, 4, 8)
+"""Halvings of a bound at which silos tell whether any of a tensor's numbers is beyond it."""
+_ROOM = (-1, 0, 1, 3, 7)
+"""Halvings after which no number is beyond half of the bound, when some are beyond the first, the
+second, ... of the thresholds, or none. (Where numbers were cut nobody knows: `_AFTER_CUTS`.)"""
+_AFTER_CUTS = -3
+_FIELD = 16  # bits of a word in which a threshold's silos are counted, of 10,000 at most
 
 
 @dataclass(frozen=True)
 class Opened:
     """A sum of `summands` deltas: their weighted mean, the sum of their weights, and by tensor how
-    many of their numbers were beyond its bound.
+    many of their numbers were cut to its bound, and how often that may be halved with every number
+    still within half of it (negative: how often it is to be doubled).
     """
 
     mean: TensorSet
     summands: int
     weight: int
     cut: Mapping[str, int]
+    room: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Weighted:
     @property
     def words(self) -> int:
         """Length of a vector."""
-        return self._numbers.words + 1 + len(self.spec)
+        return self._numbers.words + 1 + 2 * len(self.spec)
 
     @property
     def levels(self) -> int:
@@ -92,31 +83,24 @@ class Weighted:
         return {name: uneven * self._numbers.step(bound) for name, bound in self.bounds.items()}
 
     def rounding(self, opened: Opened) -> dict[str, float]:
-        """By tensor, what the root mean square of those errors is at most (silos round apart)."""
+        """By tensor, the root mean square of those errors that is to be expected, at most: silos
+        round independently of each other.
+        """
         worst = self.errors(opened)
         return {name: error / (2 * opened.summands**0.5) for name, error in worst.items()}
 
-    def bounds_after(self, opened: Opened, now: Bounds) -> Bounds:
-        """The bounds of the round after a sum with bounds `now`.
+    def halvings_after(self, opened: Opened, halvings: Sequence[int]) -> tuple[int, ...]:
+        """The halvings of the round after a sum with these.
 
-        A bound is halved as often as leaves rounding `_FINE` of the mean, root mean squares both;
-        but a number may still be `_SPARE` times what would be cut of silos that are independent of
-        each other, whose mean is smaller than they are by the root of their number. Where numbers
-        were cut it is widened, and never as narrow again. Of zeros nothing is learned.
+        As many as leave rounding `_FINE` of the mean, root mean squares both, but no more than
+        leave each number of this sum within half of its bound. Of zeros nothing is learned.
         """
-        rounding, halvings, most = self.rounding(opened), [], []
-        for (name, _), before, known in zip(self.spec, now.halvings, now.most, strict=True):
-            numbers, bound = opened.mean[name].double(), self.bounds[name]
-            largest, wanted = float(numbers.abs().max()), bound
-            limit = max(0, before - _WIDER) if opened.cut[name] else known
-            if largest:
-                usual = float(numbers.square().mean().sqrt())
-                beyond = _SPARE * opened.summands**0.5 * max(largest, _FEW * usual)
-                wanted = max(_FINE * usual * bound / rounding[name], beyond)
-            fewer = before + math.floor(math.log2(bound / wanted))
-            halvings.append(min(limit, max(0, fewer)))
-            most.append(limit)
-        return Bounds(tuple(halvings), tuple(most))
+        rounding, found = self.rounding(opened), []
+        for (name, _), before in zip(self.spec, halvings, strict=True):
+            usual = float(opened.mean[name].double().square().mean().sqrt())
+            wanted = math.floor(math.log2(rounding[name] / (_FINE * usual))) if usual else 0
+            found.append(min(MAX_HALVINGS, max(0, before + min(wanted, opened.room[name]))))
+        return tuple(found)
 
     def encode(self, delta: TensorSet, weight: int) -> np.ndarray:
         """The vector, uint64 [words]; a weight over the largest counts as the largest.
@@ -131,8 +115,8 @@ class Weighted:
         values = np.concatenate([delta[name].numpy().ravel() for name, _ in self.spec])
         # cut before it is weighed: a number beyond its bound must not profit from a small weight
         words = self._numbers.encode(values, self._each_bound(), counted / self.max_weight)
-        cut = [int((delta[name].abs() > self.bounds[name]).sum()) for name, _ in self.spec]
-        return np.concatenate([words, np.array([counted, *cut], WORD)])
+        told = [self._told(delta[name].abs(), self.bounds[name]) for name, _ in self.spec]
+        return np.concatenate([words, np.array([counted, *np.ravel(told)], WORD)])
 
     def decode(self, total: np.ndarray, summands: int) -> Opened:
         """What the sum of `summands` vectors tells. Raises ValueError on one that no honest vectors
@@ -140,17 +124,30 @@ class Weighted:
         """
         if total.shape != (self.words,):
             raise ValueError(f"want {self.words} words")
-        numbers, (weight, *cut) = np.split(total, [self._numbers.words])
+        numbers, (weight, *told) = np.split(total, [self._numbers.words])
         if not summands <= weight <= summands * self.max_weight:
             raise ValueError("the sum of weights is out of range: a silo's was")
-        if any(n > summands * size for n, size in zip(cut, self._sizes, strict=True)):
-            raise ValueError("the sum of numbers that were cut is out of range: a silo's was")
         sums = self._numbers.decode(numbers, summands, self._each_bound())
         flat = torch.from_numpy((sums * (self.max_weight / int(weight))).astype(np.float32))
         parts = zip(self.spec, flat.split(self._sizes), strict=True)
         mean = TensorSet({name: part.view(shape) for (name, shape), part in parts})
-        told = {name: int(n) for (name, _), n in zip(self.spec, cut, strict=True)}
-        return Opened(mean, summands, int(weight), told)
+        cut, room = {}, {}
+        for (name, _), size, n, beyond in zip(
+            self.spec, self._sizes, told[::2], told[1::2], strict=True
+        ):
+            if n > summands * size:
+                raise ValueError("the sum of numbers that were cut is out of range: a silo's was")
+            cut[name], room[name] = int(n), _AFTER_CUTS if n else _room(int(beyond), summands)
+        return Opened(mean, summands, int(weight), cut, room)
+
+    @staticmethod
+    def _told(sizes: torch.Tensor, bound: float) -> tuple[int, int]:
+        """How many of a tensor's numbers are beyond its bound, and a one in the field of each
+        threshold that its largest is beyond.
+        """
+        largest = float(sizes.max())
+        beyond = [largest > bound / 2**halvings for halvings in _THRESHOLDS]
+        return int((sizes > bound).sum()), sum(one << _FIELD * n for n, one in enumerate(beyond))
 
     @property
     def _numbers(self) -> FixedPoint:
@@ -174,3 +171,11 @@ def encoding_of(config: RunConfig, spec: Spec, silos: int, halvings: Sequence[in
     widest = config.secure_aggregation.bound_in(config.training)
     bounds = {name: widest / 2**n for (name, _), n in zip(spec, halvings, strict=True)}
     return Weighted(spec, bounds, silos, config.secure_aggregation.max_weight)
+
+
+def _room(beyond: int, summands: int) -> int:
+    """How often a bound may be halved, by how many silos have numbers beyond each threshold."""
+    silos = [beyond >> _FIELD * n & ((1 << _FIELD) - 1) for n in range(len(_THRESHOLDS))]
+    if max(silos) > summands:
+        raise ValueError("the sum of what silos told of their bounds is out of range")
+    return next((room for room, count in zip(_ROOM, silos, strict=False) if count), _ROOM[-1])

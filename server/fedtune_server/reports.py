@@ -1,55 +1,64 @@
 """What a round tells about itself."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fedtune.aggregation.rule import Rule
 from fedtune.errors import RunFailedError
 from fedtune.privacy.central import SiloLevel
-from fedtune.secagg.weighted import Bounds, Opened, Weighted
+from fedtune.secagg.weighted import Opened, Weighted
 from fedtune_server.collect import Failure
 from fedtune_server.messages import Update
+
+_ROUGH = 1e-3
 
 
 @dataclass(frozen=True)
 class RoundingReport:
     """How a secure sum was rounded.
 
-    `levels` integers within the bounds, which are the settings' after `halvings`, tensor by tensor.
-    `largest_error` is the most that a number of the mean may be off, `relative_error` the most that
-    all of them are, in the root mean square, over the mean's own (None: it is zero); both but for
-    numbers that were `cut` to their bounds, counted over all silos. `next_halvings` and
-    `most_halvings` are for the round after.
+    A number became one of `levels` within its bound, which is the settings' after `halvings`,
+    tensor by tensor; in the round after they are `next_halvings`. `largest_error` is the most that
+    a number of the mean is off, `relative_error` what the mean's root mean square error is expected
+    to be at most, over the mean's own (None: rounding is all that can be seen of it). Both but for
+    `cut` of the silos' `numbers`, which were beyond their bounds.
     """
 
     levels: int
     halvings: list[int]
-    cut: int
+    next_halvings: list[int]
     largest_error: float
     relative_error: float | None
-    next_halvings: list[int]
-    most_halvings: list[int]
+    numbers: int
+    cut: int
 
-    @property
-    def bounds(self) -> Bounds:
-        """Those of the round after."""
-        return Bounds(tuple(self.next_halvings), tuple(self.most_halvings))
+    def remarks(self) -> list[str]:
+        """What people should know of it; nothing, as a rule."""
+        said = []
+        if self.cut:
+            said.append(f"{self.cut:,} of {self.numbers:,} numbers cut to their bounds")
+        if self.relative_error is None:
+            said.append("lost in rounding")
+        elif self.relative_error > _ROUGH:
+            said.append(f"rounded to {self.relative_error:.1%}")
+        return said
 
 
-def rounding_of(code: Weighted, opened: Opened, now: Bounds) -> RoundingReport:
-    """The report on a sum with bounds `now`."""
-    after = code.bounds_after(opened, now)
+def rounding_of(code: Weighted, opened: Opened, halvings: Sequence[int]) -> RoundingReport:
+    """The report on a sum with these halvings."""
     rounding = code.rounding(opened)
-    squares = sum(rounding[name] ** 2 * opened.mean[name].numel() for name, _ in code.spec)
-    length = opened.mean.norm()
+    sizes = {name: opened.mean[name].numel() for name, _ in code.spec}
+    noise = sum(rounding[name] ** 2 * size for name, size in sizes.items())
+    seen = opened.mean.norm() ** 2 - noise
     return RoundingReport(
-        code.levels,
-        list(now.halvings),
-        sum(opened.cut.values()),
-        max(code.errors(opened).values()),
-        squares**0.5 / length if length else None,
-        list(after.halvings),
-        list(after.most),
+        levels=code.levels,
+        halvings=list(halvings),
+        next_halvings=list(code.halvings_after(opened, halvings)),
+        largest_error=max(code.errors(opened).values()),
+        relative_error=(noise / seen) ** 0.5 if seen > 0 else None,
+        numbers=opened.summands * sum(sizes.values()),
+        cut=sum(opened.cut.values()),
     )
 
 
@@ -81,6 +90,8 @@ class RoundReport:
             "seconds": self.seconds,
             "silos": None if self.silos is None else len(self.silos),
             "failures": None if self.failures is None else len(self.failures),
+            "numbers_cut": self.rounding.cut if self.rounding else None,
+            "rounding_error": self.rounding.relative_error if self.rounding else None,
         }
         return {name: float(value) for name, value in known.items() if value is not None}
 

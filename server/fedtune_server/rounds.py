@@ -19,7 +19,6 @@ from fedtune.aggregation.rule import Fold, GlobalState, Rule
 from fedtune.config.federation import FederationConfig
 from fedtune.errors import InputError, RunFailedError
 from fedtune.privacy.central import SiloLevel
-from fedtune.secagg.weighted import Bounds
 from fedtune.tensors import TensorSet
 from fedtune_server.checkpoints import Checkpoint, load_latest, save_checkpoint
 from fedtune_server.collect import Failure, Request, collect
@@ -76,14 +75,14 @@ def run_rounds(
         began = time.monotonic()
         if before_round is not None:
             before_round(number)
+        if plan.secure is not None and reports:
+            plan = dataclasses.replace(plan, secure=plan.secure.after(reports[-1]))
         published, requests = _publish(rule, state, plan, number)
         # from here on the state is a view of the bytes that are sent; its own memory is free
         spare = state.adapter.memory if made_here and published is not state else None
         state = published
         fold = rule.fold(state, spare)
-        rounding = reports[-1].rounding if reports else None
-        bounds = rounding.bounds if rounding else None
-        state, report = _run_round(grid, rule, fold, requests, plan, number, bounds, evaluate)
+        state, report = _run_round(grid, rule, fold, requests, plan, number, evaluate)
         made_here = True
         if report.seconds is not None:
             report = dataclasses.replace(report, seconds=time.monotonic() - began)
@@ -193,12 +192,11 @@ def _run_round(
     requests: Mapping[str, Request],
     plan: RunPlan,
     number: int,
-    bounds: Bounds | None,
     evaluate: Evaluate | None,
 ) -> tuple[GlobalState, RoundReport]:
     began = time.monotonic()
     tally = Tally()
-    failures = _collect(grid, requests, fold, tally, plan, number, bounds)
+    failures = _collect(grid, requests, fold, tally, plan, number)
     full = RoundReport(
         round=number,
         loss=tally.loss(),
@@ -234,11 +232,10 @@ def _collect(
     tally: Tally,
     plan: RunPlan,
     number: int,
-    bounds: Bounds | None,
 ) -> list[Failure]:
     if plan.secure is not None:
         asked = Asking(grid, plan.run_hash, number, plan.poll_seconds, plan.said)
-        total = secure_sum(asked, requests, plan.secure, bounds)
+        total = secure_sum(asked, requests, plan.secure)
         fold.add("sum", total.mean, float(total.weight))
         tally.silos, tally.bytes = total.silos, total.payload_bytes
         tally.rounding = total.rounding

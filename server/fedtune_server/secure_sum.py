@@ -5,6 +5,7 @@ What travels is listed in `fedtune_client/secure.py`. A silo that is missing fro
 the round from there on.
 """
 
+import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,10 @@ from fedtune.secagg.masks import WORD
 from fedtune.secagg.messages import write_terms
 from fedtune.secagg.silo import Unmasking
 from fedtune.secagg.terms import Terms, choose
-from fedtune.secagg.weighted import Bounds, Weighted, encoding_of, first_bounds
+from fedtune.secagg.weighted import Weighted, encoding_of
 from fedtune.tensors import WIRE_STYPE, Spec, TensorSet
 from fedtune_server.collect import Failure, Request, collect_replies
-from fedtune_server.reports import RoundingReport, rounding_of
+from fedtune_server.reports import RoundingReport, RoundReport, rounding_of
 
 _LONGEST_STEP_SECONDS = 120.0  # of steps without training
 _RECORD = "secure"
@@ -35,10 +36,19 @@ _RECORD = "secure"
 
 @dataclass(frozen=True)
 class SecureRun:
-    """What secure rounds need beyond others: settings, and silos' identities by the roster."""
+    """What secure rounds need beyond others: settings, silos' identities by the roster, and how
+    often each tensor's bound is halved in the next one; None: not at all yet.
+    """
 
     config: RunConfig
     identities: Mapping[str, bytes]
+    halvings: tuple[int, ...] | None = None
+
+    def after(self, report: RoundReport) -> "SecureRun":
+        """For the round after a reported one."""
+        if report.rounding is None:
+            return self
+        return dataclasses.replace(self, halvings=tuple(report.rounding.next_halvings))
 
 
 @dataclass(frozen=True)
@@ -68,17 +78,15 @@ def secure_sum(
     asking: Asking,
     requests: Mapping[str, Request],
     secure: SecureRun,
-    bounds: Bounds | None = None,
 ) -> SecureTotal:
-    """One round; `bounds` are what the last one led to, None in the first. Raises RunFailedError,
-    with nothing revealed, when too few silos are left.
-    """
+    """One round. Raises RunFailedError, with nothing revealed, when too few silos are left."""
     silos, spec = sorted(requests), next(iter(requests.values())).expected
-    bounds = bounds or first_bounds(spec)
-    code, terms = plan_round(secure.config, spec, silos, asking.run_hash, asking.round, bounds)
+    code, terms = plan_round(
+        secure.config, spec, silos, asking.run_hash, asking.round, secure.halvings
+    )
     stages = _Stages(asking, requests, secure.config, Coordinator(terms, secure.identities))
     try:
-        return stages.run(code, bounds)
+        return stages.run(code)
     except AbortError as error:
         lines = [f"round {asking.round}: the secure sum was not opened: {error}"]
         lines += [f"  {f.silo}: {f.reason}: {f.detail}" for f in stages.failures]
@@ -91,18 +99,18 @@ def plan_round(
     silos: Sequence[str],
     run: str,
     number: int,
-    bounds: Bounds,
+    halvings: tuple[int, ...] | None = None,
 ) -> tuple[Weighted | NoisySum, Terms]:
     """How a round's vectors are made, and its terms. Raises InputError where none bear what the
     settings ask for, or a sum has no room.
     """
     code: Weighted | NoisySum
-    halvings: tuple[int, ...] = ()
     if config.privacy.mode == "distributed":
         code = noisy_sum(config, spec, len(silos), run, number)
         _ = code.steps  # refuses what has no room, before anybody trains
+        halvings = ()
     else:
-        halvings = bounds.halvings
+        halvings = halvings or (0,) * len(spec)
         code = encoding_of(config, spec, len(silos), halvings)
     settings = config.secure_aggregation
     return code, choose(
@@ -126,7 +134,7 @@ class _Stages:
     machine: Coordinator
     failures: list[Failure] = field(default_factory=list)
 
-    def run(self, code: Weighted | NoisySum, bounds: Bounds) -> SecureTotal:
+    def run(self, code: Weighted | NoisySum) -> SecureTotal:
         """The stages one after another, each with those who came through the one before."""
         machine, terms = self.machine, self.machine.terms
         proposed: dict[str, Any] = {"step": "advertise", "terms": write_terms(terms)}
@@ -146,7 +154,7 @@ class _Stages:
         self._step(dict.fromkeys(machine.signers, unmask), self._take_unmasking)
         total, there = machine.finish()
         try:
-            mean, weight, rounding = _opened(code, total, len(there), self.config, bounds)
+            mean, weight, rounding = _opened(code, total, terms.halvings, len(there), self.config)
         except ValueError as error:
             raise AbortError("range", str(error)) from None
         # a silo that is in the sum isn't missing from the round, whatever it failed at later
@@ -222,12 +230,16 @@ class _Stages:
 
 
 def _opened(
-    code: Weighted | NoisySum, total: np.ndarray, silos: int, config: RunConfig, bounds: Bounds
+    code: Weighted | NoisySum,
+    total: np.ndarray,
+    halvings: tuple[int, ...],
+    silos: int,
+    config: RunConfig,
 ) -> tuple[TensorSet, int, RoundingReport | None]:
     """The round's delta from the sum of so many silos' words, its weight, how it was rounded."""
     if isinstance(code, Weighted):
         opened = code.decode(total, silos)
-        return opened.mean, opened.weight, rounding_of(code, opened, bounds)
+        return opened.mean, opened.weight, rounding_of(code, opened, halvings)
     if not config.in_private_steps:
         return code.decode(total) * (1 / silos), silos, None
     # one step of gradient descent on all silos' units

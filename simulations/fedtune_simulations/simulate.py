@@ -29,7 +29,6 @@ from fedtune.privacy.central import SiloLevel
 from fedtune.privacy.done import Done
 from fedtune.privacy.spending import RELEASED
 from fedtune.secagg.terms import Terms
-from fedtune.secagg.weighted import first_bounds
 from fedtune.tensors import Spec, TensorSet
 from fedtune.training.charging import Paid, Party, charge_run
 from fedtune.training.loggers import check_loggers, open_loggers
@@ -220,7 +219,7 @@ def check_secure(config: RunConfig, spec: Spec, plan: RunPlan) -> Terms | None:
     if not config.secure_aggregation.enabled:
         return None
     silos = sample_silos(plan, 1)
-    return plan_round(config, spec, silos, plan.run_hash, 1, first_bounds(spec))[1]
+    return plan_round(config, spec, silos, plan.run_hash, 1)[1]
 
 
 def check_available(config: RunConfig, *, resume: bool = False) -> None:

@@ -1,5 +1,6 @@
 """A silo's part over messages: bounded, of one run, and one set of survivors a round."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedtune.secagg.abort import AbortError
 from fedtune.secagg.coordinator import Coordinator
 from fedtune.secagg.messages import write_set, write_terms
 from fedtune.secagg.terms import Terms, choose
-from fedtune.secagg.weighted import encoding_of, first_bounds
+from fedtune.secagg.weighted import encoding_of
 from fedtune.tensors import TensorSet
 from tests.secagg.conftest import identities, identity_of, names
 
@@ -51,11 +52,10 @@ def parts(folder: Path | None = None) -> dict[str, SecurePart]:
 
 
 def terms(attempt: int = 0, **changes: object) -> Terms:
-    halvings = first_bounds(DELTA.spec).halvings
-    words = encoding_of(CONFIG, DELTA.spec, 4, halvings).words
+    words = encoding_of(CONFIG, DELTA.spec, 4, (0,)).words
     given = {"run": RUN, "round_number": 1, "attempt": attempt, "silos": SILOS, "words": words}
-    given |= {"halvings": halvings}
-    return choose(**{**given, **changes}, colluders=0, dropouts=0)  # type: ignore[arg-type]
+    given |= {"halvings": (0,), "colluders": 0, "dropouts": 0}
+    return choose(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def asked(step: str, of: Terms, **content: object) -> Message:
@@ -78,7 +78,7 @@ def masked(there: dict[str, SecurePart], of: Terms) -> Coordinator:
     shared, held = machine.close_shares()
     for silo, shares in held.items():
         told = {"shared": shared, "silos": [*shares], "sealed": [*shares.values()]}
-        there[silo].check_due(asked("", of), 1)
+        there[silo].check_due(asked("", of), of.round, DELTA.spec)
         there[silo].masked(asked("", of, **told), LocalUpdate(DELTA, 5), DELTA.spec)
     return machine
 
@@ -99,20 +99,44 @@ def test_a_round_tried_again_is_signed_for_the_same_survivors_only(tmp_path: Pat
     assert there[SILOS[0]].answer(asked("agree", again, survivors=survivors))
 
 
-def test_a_round_tried_again_is_signed_for_the_same_bounds_only(tmp_path: Path):
-    first, again = terms(0), terms(1, halvings=(3,))
-    there = parts(tmp_path)
+def test_a_vector_is_sent_at_one_choice_of_bounds_a_round(tmp_path: Path):
+    """Also by who didn't sign: the sum may have been opened by others."""
+    masked(parts(tmp_path), terms(0))
+    again = terms(1, halvings=(3,))
+    with pytest.raises(AbortError, match="other bounds in round 1 before"):
+        masked(parts(tmp_path), again)  # the nodes were started again
+    masked(parts(tmp_path), terms(1, halvings=(3,), round_number=2))
+
+
+def test_a_vector_is_sent_again_only_where_quorums_share_an_honest_silo(tmp_path: Path):
+    """Else some could sign for one sum and others for another, and their difference be of few."""
+    first = dataclasses.replace(terms(0, silos=SILOS[:3]), quorum=2)
+    there = {silo: part for silo, part in parts(tmp_path).items() if silo in first.silos}
+    for part in there.values():
+        part.min_silos = 2
     masked(there, first)
-    there[SILOS[0]].answer(asked("agree", first, survivors=write_set(SILOS, first)))
-    there = parts(tmp_path)
-    masked(there, again)
-    with pytest.raises(AbortError, match="other bounds of round 1 before"):
-        there[SILOS[0]].answer(asked("agree", again, survivors=write_set(SILOS, again)))
+    again = dataclasses.replace(terms(1), quorum=3)  # 2 and 3 of 4 share one
+    for colluders, said in ((0, None), (1, "let the same silos take part")):
+        part = parts(tmp_path)[SILOS[0]]
+        part.min_silos, part.colluders = 2, colluders
+        proposed = asked("advertise", again, terms=write_terms(again))
+        if said is None:
+            part.answer(proposed)
+        else:
+            with pytest.raises(AbortError, match=said):
+                part.answer(proposed)
 
 
-def test_bounds_of_another_number_of_tensors_end_the_part():
-    with pytest.raises(AbortError, match="bounds of 2 tensors are told, want 1"):
-        masked(parts(), terms(halvings=(0, 0)))
+def test_bounds_of_another_number_of_tensors_are_refused_before_anything_is_trained():
+    of = terms(halvings=(0, 0))
+    part = parts()[SILOS[0]]
+    part.answer(asked("advertise", of, terms=write_terms(of)))
+    with pytest.raises(AbortError, match="bounds of 2 tensors"):
+        part.check_due(asked("", of), 1, DELTA.spec)
+    of = terms(words=9)
+    part.answer(asked("advertise", of, terms=write_terms(of)))
+    with pytest.raises(AbortError, match="9 words are not a vector"):
+        part.check_due(asked("", of), 1, DELTA.spec)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +177,12 @@ def test_what_is_no_message_ends_the_part_and_nothing_else(step: str, content: d
 def test_nothing_is_trained_for_a_round_that_is_not_at_work():
     of, part = terms(), parts()[SILOS[0]]
     with pytest.raises(AbortError, match="no secure round"):
-        part.check_due(asked("", of), 1)
+        part.check_due(asked("", of), 1, DELTA.spec)
     part.answer(asked("advertise", of, terms=write_terms(of)))
     with pytest.raises(AbortError, match="round 1"):
-        part.check_due(asked("", of), 2)
+        part.check_due(asked("", of), 2, DELTA.spec)
     with pytest.raises(AbortError, match="another round"):
-        part.check_due(asked("", terms(1)), 1)
+        part.check_due(asked("", terms(1)), 1, DELTA.spec)
 
 
 def test_a_run_without_secure_aggregation_has_no_part():
@@ -187,7 +211,7 @@ def drawn(
         drawn=Drawn(folder / "drawn"),
     )
     update = LocalUpdate(DELTA.map(lambda tensor: torch.full_like(tensor, at_stake)), 5)
-    about = terms(round_number=number, silos=names(silos))
+    about = terms(round_number=number, silos=names(silos), halvings=())
     return part._vector(update, DELTA.spec, about)
 
 
@@ -235,7 +259,7 @@ def test_noise_that_can_not_be_read_is_not_drawn_anew(tmp_path: Path):
 
 def test_a_smaller_sum_than_noise_is_drawn_for_is_refused():
     part = SecurePart(SILOS[0], NOISED, RUN, identity_of(SILOS[0]), identities(SILOS), 3, 0)
-    of = terms(min_silos=3)
+    of = terms(min_silos=3, dropouts=1)
     assert of.quorum == 3
     with pytest.raises(AbortError, match="want 4 at least"):
         part.answer(asked("advertise", of, terms=write_terms(of)))
@@ -246,7 +270,7 @@ def test_a_silo_cuts_what_it_sends_to_the_norm_before_it_is_noised():
     config = NOISED.model_copy(update={"privacy": PrivacyConfig.model_validate(privacy)})
     part = SecurePart(SILOS[0], config, RUN, identity_of(SILOS[0]), identities(SILOS), 4, 0)
     loud = LocalUpdate(DELTA.map(lambda tensor: torch.full_like(tensor, 1000.0)), 5)
-    words = part._vector(loud, DELTA.spec, terms())
+    words = part._vector(loud, DELTA.spec, terms(halvings=()))
     sent = noisy_sum(config, DELTA.spec, 4, RUN, 1).decode(words)
     # a norm of 1, and a half of the noise (of four silos) on each of six numbers
     assert sent.norm() == pytest.approx(1.0, abs=0.5)

@@ -69,6 +69,8 @@ def test_the_sum_of_four_is_what_they_learn_in_the_clear(federation: Federation)
     (line,) = federation.rounds("calm")
     assert line["silos"] == [*FOUR]
     assert line["loss"] is None  # no silo's own is told
+    assert line["rounding"]["cut"] == 0
+    assert line["rounding"]["relative_error"] < 1e-3
     for silo in FOUR:
         said = federation.told(silo)
         for step in ("advertise", "share", "masked", "agree", "unmask"):

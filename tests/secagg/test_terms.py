@@ -7,6 +7,7 @@ from math import comb
 
 import pytest
 
+from fedtune.config.secure_aggregation import SecureAggregationConfig
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.messages import read_terms, write_terms
 from fedtune.secagg.terms import MAX_HALVINGS, MAX_SILOS, MAX_WORDS, Terms, choose, worst_among
@@ -92,3 +93,17 @@ def test_what_is_chosen_is_accepted(count: int):
     colluders, dropouts = count // 20, count // 10
     terms = choose("run", 1, 0, names(count), 5, colluders=colluders, dropouts=dropouts)
     terms.check(own=OWN, min_silos=3, colluders=colluders)
+
+
+@pytest.mark.parametrize("count", range(3, 61))
+def test_a_round_may_be_tried_again_without_the_silos_that_it_may_lose(count: int):
+    """Quorums of both attempts share an honest silo, as silos want it to be."""
+    settings = SecureAggregationConfig(enabled=True)
+
+    def quorum(silos: int) -> int:
+        load = {"colluders": 0, "dropouts": settings.dropouts(silos), "min_silos": 2}
+        return choose("run", 1, 0, names(silos), 5, **load).quorum
+
+    fewer = max(3, count - settings.dropouts(count))
+    assert quorum(count) + quorum(fewer) > count
+    assert quorum(count) + quorum(count + 1) > count + 1  # or with one more

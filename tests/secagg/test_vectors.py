@@ -44,7 +44,7 @@ def test_our_code_makes_the_file_again():
 
 def test_digest_and_keys_follow_their_definitions():
     numbers = [1, 0, 3, 2, 2, 2]
-    told = parts("fedtune secagg 1", "vectors", *map(str, numbers), "0,2", *SILOS)
+    told = parts("fedtune secagg 2", "vectors", *map(str, numbers), "0,2", *SILOS)
     assert hashlib.sha256(told).hexdigest() == FILE["digest"]
     for name, silo in FILE["silos"].items():
         seed = bytes.fromhex(silo["seed"])
@@ -109,7 +109,8 @@ def test_fixed_point_words_and_the_masked_sum_by_hand():
     shares = [number * told["weight"] / told["max_weight"] for number in cut]
     digits = [round((1 + share) / 2 * (told["levels"] - 1)) for share in shares] + [0]
     words = [sum(digits[i + 2 * d] * 2_642_245**d for d in range(3)) for i in range(2)]
-    assert told["words"] == [*words, told["weight"], 1, 0]  # one number of `a` was cut
+    fields = sum(1 << 16 * n for n in range(4))  # both have numbers beyond all four thresholds
+    assert told["words"] == [*words, told["weight"], 1, fields, 0, fields]  # one of `a` was cut
     total = FILE["sum"]
     for place in range(3):
         plain = sum(vector[place] for vector in total["vectors"].values()) % 2**64
