@@ -201,3 +201,13 @@ def test_what_no_honest_silos_told_of_their_bounds_is_out_of_range():
     total[-1] += np.uint64(4) << np.uint64(48)
     with pytest.raises(ValueError, match="told of their bounds"):
         code.decode(total, 3)
+
+
+@pytest.mark.parametrize(
+    ("share", "more"), [(0.9, -1), (0.4, 0), (0.2, 1), (0.1, 1), (0.05, 3), (0.01, 3), (0.003, 7)]
+)
+def test_how_much_narrower_a_bound_gets_hangs_on_the_largest_number(share: float, more: int):
+    """Two silos whose numbers cancel: of the mean alone one would narrow a lot."""
+    one = deltas(1)[0].map(lambda tensor: torch.full_like(tensor, 1.001 * share * WIDEST / 16))
+    code, opened = opened_with([one, one * -1.0, one * 0.0], (4, 4))
+    assert code.halvings_after(opened, (4, 4)) == (4 + more, 4 + more)
