@@ -55,12 +55,11 @@ def deltas(parameters: int, silo: int) -> TensorSet:
 
 
 def one_round(
-    silos: int, parameters: int, colluders: int, dropouts: int, before: Measured | None = None
+    silos: int, parameters: int, colluders: int, dropouts: int, halvings: tuple[int, ...] = (0,)
 ) -> Measured:
     """A round in which `dropouts` are lost after sharing; vectors are made as they are needed."""
     names = tuple(f"silo-{number:03d}" for number in range(silos))
     spec = deltas(parameters, 0).spec
-    halvings = before.halvings if before else (0,)
     code = Weighted(spec, {"delta": WIDEST / 2 ** halvings[0]}, silos, max_weight=1)
     load = {"colluders": colluders, "dropouts": dropouts, "halvings": halvings}
     terms = choose("benchmark", 1, 0, names, code.words, min_silos=2, **load)
@@ -172,7 +171,7 @@ def many() -> None:
     print("silos  shareholders  threshold  quorum  a silo (s)  most (s)  coordinator (s)  error")
     for silos in (10, 30, 100, 300):
         load = silos // 20, silos // 10
-        made = one_round(silos, 10**6, *load, before=Measured(halvings=(9,)))
+        made = one_round(silos, 10**6, *load, _settled(silos))
         print(
             f"{silos:5}  {made.terms.shareholders:12}  {made.terms.threshold:9}  "
             f"{made.terms.quorum:6}  {made.median_seconds:10.3f}  "
@@ -180,6 +179,14 @@ def many() -> None:
             f"{made.relative_error:.1e}",
             flush=True,
         )
+
+
+def _settled(silos: int) -> tuple[int, ...]:
+    """The halvings of later rounds; found with fewer numbers, whose size is the same."""
+    halvings: tuple[int, ...] = (0,)
+    for _ in range(4):
+        halvings = one_round(silos, 10**4, 0, 0, halvings).halvings
+    return halvings
 
 
 def masks() -> None:
@@ -191,9 +198,10 @@ def masks() -> None:
         speeds.append(3 * len(words) / (time.process_time() - began))
     speed, best = statistics.median(speeds) / 1e6, max(speeds) / 1e6
     print(f"\na mask: {speed:.0f} M parameters/s a core, best {best:.0f}")
-    made = None
-    for number in (1, 2, 3, 4):
-        made = one_round(10, 10**6, 0, 2, made)
+    halvings: tuple[int, ...] = (0,)
+    for number in (1, 2, 3):
+        made = one_round(10, 10**6, 0, 2, halvings)
+        halvings = made.halvings
         print(
             f"round {number}: upload {made.upload_bytes / 1e6:.3f} bytes a parameter, relative "
             f"error of the mean of sigma {SIGMA} {made.relative_error:.1e}"

@@ -16,7 +16,7 @@ import secrets
 from dataclasses import dataclass
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
@@ -93,18 +93,27 @@ class FixedPoint:
         if not np.isfinite(values).all() or not (bounds > 0).all():
             raise ValueError("numbers are to be finite, bounds positive")
         chance = Cipher(AES(secrets.token_bytes(32)), CTR(bytes(16))).encryptor()
-        digits = np.zeros(self.count, np.int64)
+        words = np.empty(self.words, WORD)
+        # piece by piece: whole digits would be three times the words, all of it fresh memory
+        for start in range(0, self.words, _CHUNK):
+            stop = min(start + _CHUNK, self.words)
+            digits = np.zeros((DIGITS, stop - start), np.int64)
+            for place, row in enumerate(digits):
+                part = slice(place * self.words + start, place * self.words + stop)
+                exact = np.divide(values[part], bounds[part], dtype=np.float64)
+                row[: len(exact)] = self._rounded(exact, factor, chance)
+            words[start:stop] = packed(digits.ravel())
+        return words
+
+    def _rounded(self, shares: np.ndarray, factor: float, chance: CipherContext) -> np.ndarray:
+        """Digits of numbers that are given as shares of their bounds; works in place."""
         half = 0.5 * (self.levels - 1)
-        for start in range(0, self.count, _CHUNK):
-            part = slice(start, min(start + _CHUNK, self.count))
-            exact = np.divide(values[part], bounds[part], dtype=np.float64)
-            np.clip(exact, -1.0, 1.0, out=exact)
-            exact *= factor * half
-            exact += half
-            exact += np.frombuffer(chance.update(bytes(4 * len(exact))), "<u4") * 2.0**-32
-            # below the next integer by construction, but for floating point at the very top
-            digits[part] = np.minimum(exact, self.levels - 1, out=exact)
-        return packed(digits)
+        np.clip(shares, -1.0, 1.0, out=shares)
+        shares *= factor * half
+        shares += half
+        shares += np.frombuffer(chance.update(bytes(4 * len(shares))), "<u4") * 2.0**-32
+        # below the next integer by construction, but for floating point at the very top
+        return np.minimum(shares, self.levels - 1, out=shares)
 
     def decode(self, words: np.ndarray, summands: int, bounds: np.ndarray) -> np.ndarray:
         """The sum of `summands` vectors' numbers, float64 [count].

@@ -115,7 +115,7 @@ class Weighted:
         values = np.concatenate([delta[name].numpy().ravel() for name, _ in self.spec])
         # cut before it is weighed: a number beyond its bound must not profit from a small weight
         words = self._numbers.encode(values, self._each_bound(), counted / self.max_weight)
-        told = [self._told(delta[name].abs(), self.bounds[name]) for name, _ in self.spec]
+        told = [_told(delta[name].numpy(), self.bounds[name]) for name, _ in self.spec]
         return np.concatenate([words, np.array([counted, *np.ravel(told)], WORD)])
 
     def decode(self, total: np.ndarray, summands: int) -> Opened:
@@ -140,15 +140,6 @@ class Weighted:
             cut[name], room[name] = int(n), _AFTER_CUTS if n else _room(int(beyond), summands)
         return Opened(mean, summands, int(weight), cut, room)
 
-    @staticmethod
-    def _told(sizes: torch.Tensor, bound: float) -> tuple[int, int]:
-        """How many of a tensor's numbers are beyond its bound, and a one in the field of each
-        threshold that its largest is beyond.
-        """
-        largest = float(sizes.max())
-        beyond = [largest > bound / 2**halvings for halvings in _THRESHOLDS]
-        return int((sizes > bound).sum()), sum(one << _FIELD * n for n, one in enumerate(beyond))
-
     @property
     def _numbers(self) -> FixedPoint:
         return FixedPoint(sum(self._sizes), self.silos)
@@ -171,6 +162,16 @@ def encoding_of(config: RunConfig, spec: Spec, silos: int, halvings: Sequence[in
     widest = config.secure_aggregation.bound_in(config.training)
     bounds = {name: widest / 2**n for (name, _), n in zip(spec, halvings, strict=True)}
     return Weighted(spec, bounds, silos, config.secure_aggregation.max_weight)
+
+
+def _told(numbers: np.ndarray, bound: float) -> tuple[int, int]:
+    """How many numbers of a tensor are beyond its bound, and a one in the field of each threshold
+    that its largest is beyond.
+    """
+    largest = max(float(numbers.max()), -float(numbers.min()))
+    cut = int((np.abs(numbers) > bound).sum()) if largest > bound else 0
+    beyond = [largest > bound / 2**halvings for halvings in _THRESHOLDS]
+    return cut, sum(one << _FIELD * n for n, one in enumerate(beyond))
 
 
 def _room(beyond: int, summands: int) -> int:
