@@ -1,6 +1,7 @@
 """What a silo does once a round, however often it is asked: agree to a sum, and draw noise."""
 
 import json
+import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,13 +47,27 @@ class Agreed:
     _survivors: dict[int, list[str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if self.file is not None and self.file.exists():
-            for line in map(json.loads, self.file.read_text().splitlines()):
-                if "survivors" in line:
-                    self._survivors[line["round"]] = line["survivors"]
-                else:
-                    attempt = _Attempt(line["silos"], line["quorum"], line["halvings"])
-                    self._attempts.setdefault(line["round"], []).append(attempt)
+        if self.file is None or not self.file.exists():
+            return
+        whole, _, cut_off = self.file.read_bytes().rpartition(b"\n")
+        if cut_off:  # by a loss of power: what it was for was never sent
+            os.truncate(self.file, len(whole) + 1 if whole else 0)
+        try:
+            for line in whole.splitlines():
+                self._recall(json.loads(line))
+        except (ValueError, LookupError, TypeError):
+            raise InputError(
+                "what this silo agreed to in secure rounds can't be read",
+                where=self.file,
+                mend="put it back from a copy; without it, start another run",
+            ) from None
+
+    def _recall(self, line: dict[str, Any]) -> None:
+        if "survivors" in line:
+            self._survivors[line["round"]] = line["survivors"]
+        else:
+            attempt = _Attempt(line["silos"], line["quorum"], line["halvings"])
+            self._attempts.setdefault(line["round"], []).append(attempt)
 
     def check_attempt(self, terms: Terms, colluders: int) -> None:
         """Raise AbortError where a vector of the round is not to be sent again for these terms."""

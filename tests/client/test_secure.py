@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedtune.config.privacy import PrivacyConfig
 from fedtune.config.schema import RunConfig
+from fedtune.errors import InputError
 from fedtune.privacy.distributed import noisy_sum
 from fedtune.secagg.abort import AbortError
 from fedtune.secagg.coordinator import Coordinator
@@ -125,6 +126,20 @@ def test_a_vector_is_sent_again_only_where_quorums_share_an_honest_silo(tmp_path
         else:
             with pytest.raises(AbortError, match=said):
                 part.answer(proposed)
+
+
+def test_what_was_agreed_to_is_whole_after_a_loss_of_power(tmp_path: Path):
+    masked(parts(tmp_path), terms(0))
+    file = tmp_path / f"{SILOS[0]}.jsonl"
+    kept = file.read_text()
+    file.write_text(kept + kept[:20])
+    again = terms(1, halvings=(3,))
+    with pytest.raises(AbortError, match="other bounds"):
+        masked(parts(tmp_path), again)
+    assert file.read_text() == kept
+    file.write_text("{}\n" + kept)
+    with pytest.raises(InputError, match="agreed to in secure rounds can't be read"):
+        parts(tmp_path)
 
 
 def test_bounds_of_another_number_of_tensors_are_refused_before_anything_is_trained():
