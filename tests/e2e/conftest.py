@@ -26,11 +26,11 @@ _ENDING_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 240.0
 
 
-def environment(folder: Path, **settings: str) -> dict[str, str]:
+def environment(folder: Path, *, measured: bool = False, **settings: str) -> dict[str, str]:
     """What the processes of a test get: this tree's packages, a cache of their own, one thread.
 
     No virtual environment is activated: only the system's programs are on the path.
-    Where this process's coverage is measured, theirs is too, beside its data.
+    Where this process's coverage is taken, that of `measured` ones is too, beside its data.
     """
     hostile = [str(Path(__file__).parent / "hostile")] if settings else []
     own = {
@@ -40,14 +40,13 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "PATH": os.defpath,
         **settings,
     }
-    if (measured := coverage.Coverage.current()) is not None:
-        settings = folder / "coverage.ini"
-        sources = "\n  ".join(str(Path(each).absolute()) for each in measured.config.source_dirs)
-        data = Path(measured.config.data_file).absolute()
-        settings.write_text(
-            f"[run]\nparallel = true\ndata_file = {data}\nsource_dirs =\n  {sources}\n"
-        )
-        own["COVERAGE_PROCESS_START"] = str(settings)
+    taken = coverage.Coverage.current() if measured else None
+    if taken is not None:
+        file = folder / "coverage.ini"
+        sources = "\n  ".join(str(Path(each).absolute()) for each in taken.config.source_dirs)
+        data = Path(taken.config.data_file).absolute()
+        file.write_text(f"[run]\nparallel = true\ndata_file = {data}\nsource_dirs =\n  {sources}\n")
+        own["COVERAGE_PROCESS_START"] = str(file)
     return {**os.environ, **own}
 
 
@@ -60,21 +59,31 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", call, *map(str, arguments)]
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = _LONGEST_WAIT_SECONDS) -> Any:
+def until(
+    condition: Callable[[], Any],
+    what: str,
+    seconds: float = _LONGEST_WAIT_SECONDS,
+    pause_seconds: float = 0.2,
+) -> Any:
     """Wait for `condition` to give something true, and give that."""
     over = time.monotonic() + seconds
     while time.monotonic() < over:
         if found := condition():
             return found
-        time.sleep(0.2)
+        time.sleep(pause_seconds)
     raise AssertionError(f"waited {seconds:.0f} s for {what}")
 
 
 @dataclass
 class Federation:
-    """A coordinator's folder and its nodes' folders, and their processes."""
+    """A coordinator's folder and its nodes' folders, and their processes.
+
+    Python takes half as long again under coverage: it is taken of the processes of one module's
+    federation, that of `test_federation.py`.
+    """
 
     folder: Path
+    measured: bool = False
     line: Line | None = None
     consortium: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -100,7 +109,10 @@ class Federation:
     def fedtune(self, *arguments: str | Path, status: int = 0) -> str:
         """Run a command to its end; give what it printed on either stream."""
         ran = subprocess.run(
-            command(*arguments), capture_output=True, text=True, env=environment(self.folder)
+            command(*arguments),
+            capture_output=True,
+            text=True,
+            env=environment(self.folder, measured=self.measured),
         )
         assert ran.returncode == status, ran.stdout + ran.stderr
         return ran.stdout + ran.stderr
@@ -123,7 +135,7 @@ class Federation:
                 command(kind, "start", self.folder / name),
                 stdout=out,
                 stderr=out,
-                env=environment(self.folder, **settings),
+                env=environment(self.folder, measured=self.measured, **settings),
                 start_new_session=True,
             )
 
@@ -166,7 +178,7 @@ class Federation:
             standing = json.loads(self.said("server", "status", self.server, "--json"))
             return all(standing["silos"][silo] == "online" for silo in silos)
 
-        until(there, f"nodes {silos}")
+        until(there, f"nodes {silos}", pause_seconds=1.0)  # asking costs the SuperLink too
 
     def status(self, run: str) -> dict[str, Any]:
         """How a run is, by its own folder."""
@@ -202,9 +214,9 @@ def free_ports() -> tuple[int, int]:
     raise AssertionError("no two ports that follow each other are free")
 
 
-def make(folder: Path, silos: tuple[str, ...] = SILOS) -> Federation:
+def make(folder: Path, silos: tuple[str, ...] = SILOS, *, measured: bool = False) -> Federation:
     """Set a federation up by the commands of the two runbooks, up to its start."""
-    made = Federation(folder)
+    made = Federation(folder, measured)
     port, local = free_ports()
     said = made.said(
         *("server", "init", made.server, "--federation", "Trial", "--host", "127.0.0.1"),
@@ -229,9 +241,12 @@ def allow(node: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def federation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Federation]:
     """A coordinator and three nodes that are online; shared by a module's tests."""
-    made = make(tmp_path_factory.mktemp("federation"))
+    measured = request.node.get_closest_marker("no_cover") is None
+    made = make(tmp_path_factory.mktemp("federation"), measured=measured)
     try:
         for name in ("server", *SILOS):
             made.start(name)

@@ -15,6 +15,8 @@ import pytest
 from tests.e2e.conftest import SILOS, Federation, until
 from tests.e2e.runs import adapter, begin, end
 
+pytestmark = pytest.mark.no_cover
+
 
 def test_a_coordinator_killed_in_a_round_goes_on_where_it_was(federation: Federation):
     begin(federation, "whole")

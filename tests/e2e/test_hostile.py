@@ -20,6 +20,8 @@ from tests.e2e.conftest import SILOS, Federation, free_ports, make, until
 from tests.e2e.line import Line
 from tests.e2e.runs import adapter, begin, end
 
+pytestmark = pytest.mark.no_cover
+
 REFUSED = (
     "NaN or infinite values were sent",
     "NaN or infinite values were sent",

@@ -12,6 +12,8 @@ from fedtune.tensors import TensorSet
 from tests.e2e.conftest import Federation, make, rows_of, until
 from tests.e2e.runs import begin, end
 
+pytestmark = pytest.mark.no_cover
+
 FOUR = ("east", "north", "south", "west")
 SECURE = {"secure_aggregation__enabled": "true", "federation__rounds": "1"}
 

@@ -11,6 +11,8 @@ from tests.e2e.conftest import Federation, free_ports, make, until
 from tests.e2e.line import Line
 from tests.e2e.runs import begin, end
 
+pytestmark = pytest.mark.no_cover
+
 SILOS = ("north", "south")
 _MBIT = 1e6 / 8
 _LOST = 0.02  # of what is sent: TCP sends it again, which takes its share of the line
