@@ -24,11 +24,11 @@ from fedtune.tasks.encoding import EncodedSet, encode_examples
 from fedtune.tasks.packing import check_window
 from fedtune.tasks.task import IGNORED, Encoded, Task
 from fedtune.tensors import Spec
+from fedtune.training import processes
 from fedtune.training.central import check_progress, party_of
 from fedtune.training.charging import ask_ledger
 from fedtune.training.checkpoints import CheckpointFolder, run_hash
 from fedtune.training.loggers import check_loggers
-from fedtune.training.prepare import base_dtype
 from fedtune.training.private import check_one_place, check_private, private_steps
 from fedtune.training.run_folder import check_folder, check_local_start
 from fedtune.training.run_lock import check_alone
@@ -186,7 +186,8 @@ def outline(config: RunConfig) -> Outline:
     """Read the data, and the model's config and tokenizer; attach the adapter to shapes."""
     splits = load_splits(config)
     labels = config.task.labels or splits.labels
-    base = load_outline(config.model, config.task.head, labels, dtype=base_dtype(config))
+    dtype = processes.base_dtype(config)
+    base = load_outline(config.model, config.task.head, labels, dtype=dtype)
     check_context(base.model, base.tokenizer, config.adapter, config.task.max_length)
     task = build_task(config.task, base.tokenizer, labels)
     train, test = encode_examples(task, splits.train), encode_examples(task, splits.test)

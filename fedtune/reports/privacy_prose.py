@@ -5,6 +5,9 @@ from typing import Any
 
 from fedtune.privacy.told import rounded_down, rounded_up
 
+PROSE = "privacy.md"
+VERSION = 1
+_NONE = "No differential privacy is promised: what was trained may reveal single training examples."
 EXACT = (
     "These scores are exact: they tell of the people in the rows that were scored, and no epsilon "
     "covers them. They are for those who may see these rows."
@@ -29,6 +32,11 @@ _RELATION = {
     "add_remove": "one {unit} added or removed, with all that is theirs",
     "zero_out": "what one {unit} sends in every round, or nothing in its place",
 }
+
+
+def nothing_promised() -> dict[str, Any]:
+    """The facts of a run without differential privacy."""
+    return {"version": VERSION, "mode": "none", "promise": None, "statement": _NONE}
 
 
 def prose(facts: Mapping[str, Any]) -> str:

@@ -27,11 +27,8 @@ from fedtune.privacy.done import Done
 from fedtune.privacy.events import GaussianEvent
 from fedtune.privacy.ledger import Charge
 from fedtune.privacy.plan import ExecutionPlan, people_of
-from fedtune.reports.privacy_prose import prose
+from fedtune.reports.privacy_prose import PROSE, VERSION, nothing_promised, prose
 
-PROSE = "privacy.md"
-_VERSION = 1
-_NONE = "No differential privacy is promised: what was trained may reveal single training examples."
 _ADVERSARY = {
     "local": "everybody outside the place whose data these are, the coordinator and other silos "
     "included, who may see every update that left it and the final model, and may know everything "
@@ -117,7 +114,7 @@ def statement(
 ) -> dict[str, Any]:
     """What privacy.json holds. Raises ValueError on a private mode of which nothing was done."""
     if settings.mode == "none":
-        return {"version": _VERSION, "mode": "none", "promise": None, "statement": _NONE}
+        return nothing_promised()
     if not done:
         raise ValueError(f"nothing was done under mode {settings.mode}")
     if any(one.plan.settings != settings for one in done.values()):
@@ -125,7 +122,7 @@ def statement(
     parties = {name: _party(one) for name, one in done.items()}
     plan = next(iter(done.values())).plan
     return {
-        "version": _VERSION,
+        "version": VERSION,
         "mode": settings.mode,
         "promise": {
             **_promised(parties),

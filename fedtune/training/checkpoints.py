@@ -10,16 +10,18 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
 from fedtune.atomic import new_folder
 from fedtune.config.schema import RunConfig
-from fedtune.data.load import DataFacts
 from fedtune.errors import InputError
 from fedtune.models.adapters import read_state, write_state
 from fedtune.tensors import TensorSet
+
+if TYPE_CHECKING:  # a coordinator keeps checkpoints too, and reads no data
+    from fedtune.data.load import DataFacts
 
 _KEPT = 2
 
@@ -136,7 +138,7 @@ def finished_folders(path: Path, prefix: str) -> list[Path]:
     return found
 
 
-def run_hash(config: RunConfig, data: DataFacts) -> str:
+def run_hash(config: RunConfig, data: "DataFacts") -> str:
     """SHA-256 of what decides a run's result: its settings and the content of its data.
 
     What it starts from, the base model and `adapter.init_from`, `run_folder` holds it to.

@@ -6,8 +6,6 @@ The order prevents silent failures: device, then adapter, then (in the trainer) 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from fedtune.config.schema import RunConfig
 from fedtune.data.load import Splits, load_splits
 from fedtune.models.adapters import attach_adapter
@@ -45,7 +43,7 @@ def prepare_on(config: RunConfig, splits: Splits) -> Prepared:
     """As `prepare`, on rows that are read already."""
     labels = config.task.labels or splits.labels
     where = processes.device()
-    dtype = base_dtype(config)
+    dtype = processes.base_dtype(config)
     base = load_base(config.model, config.task.head, labels, seed=config.seed, dtype=dtype)
     check_context(base.model, base.tokenizer, config.adapter, config.task.max_length)
     task = build_task(config.task, base.tokenizer, labels)
@@ -57,10 +55,3 @@ def prepare_on(config: RunConfig, splits: Splits) -> Prepared:
     if config.task.packing:
         check_packing(model, config.task.max_length)
     return Prepared(config, model, base.tokenizer, task, splits, train, validation, test)
-
-
-def base_dtype(config: RunConfig) -> torch.dtype:
-    """What the base is held in: frozen weights may be rounded, what is trained stays float32."""
-    frozen = config.adapter.method != "full"
-    rounded = frozen and processes.uses_bf16(config.training, processes.device())
-    return torch.bfloat16 if rounded else torch.float32

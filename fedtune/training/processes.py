@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
+from fedtune.config.schema import RunConfig
 from fedtune.config.training import TrainingConfig
 
 T = TypeVar("T")
@@ -103,6 +104,13 @@ def uses_bf16(settings: TrainingConfig, where: torch.device) -> bool:
     if settings.precision == "auto":
         return where.type == "cuda" and torch.cuda.is_bf16_supported()
     return settings.precision == "bf16"
+
+
+def base_dtype(config: RunConfig) -> torch.dtype:
+    """What the base is held in: frozen weights may be rounded, what is trained stays float32."""
+    frozen = config.adapter.method != "full"
+    rounded = frozen and uses_bf16(config.training, device())
+    return torch.bfloat16 if rounded else torch.float32
 
 
 def precision(settings: TrainingConfig, where: torch.device) -> torch.autocast:

@@ -10,8 +10,8 @@ from typing import Any
 
 from fedtune.atomic import write_text
 from fedtune.config.schema import RunConfig
-from fedtune.reports.privacy_prose import prose
-from fedtune.reports.privacy_statement import PROSE, STATEMENT, statement
+from fedtune.models.promise import STATEMENT
+from fedtune.reports.privacy_prose import PROSE, VERSION, nothing_promised, prose
 
 _ALWAYS = ("target_epsilon", "noise_multiplier", "delta", "unit", "clipping_norm", "accountant")
 _IN_STEPS = ("max_records_per_unit", "clipping")
@@ -29,7 +29,7 @@ _TO = {
 def write_asked(folder: Path, config: RunConfig, silos: int) -> dict[str, Any]:
     """Write privacy.json and privacy.md into the run's folder and give the former's content."""
     none = config.privacy.mode == "none"
-    facts = statement(config.privacy, {}) if none else _asked(config, silos)
+    facts = nothing_promised() if none else _asked(config, silos)
     write_text(folder / STATEMENT, json.dumps(facts, indent=2) + "\n")
     write_text(folder / PROSE, prose(facts))
     return facts
@@ -45,7 +45,7 @@ def _asked(config: RunConfig, silos: int) -> dict[str, Any]:
         }
     told = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
     return {
-        "version": 1,
+        "version": VERSION,
         "mode": settings.mode,
         "held_out": settings.held_out,
         "promise": None,

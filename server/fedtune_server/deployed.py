@@ -29,7 +29,6 @@ from fedtune.models.promise import write_promise
 from fedtune.models.residual import folded
 from fedtune.tensors import payload_size
 from fedtune.training import processes
-from fedtune.training.prepare import base_dtype
 from fedtune_server.asked import write_asked
 from fedtune_server.project import Project
 from fedtune_server.reports import QuorumLostError, RoundReport
@@ -79,7 +78,9 @@ def _told(folder: RunFolder) -> Iterator[None]:
 def _model(config: RunConfig) -> tuple[Any, Any]:
     """The base with the adapter that all start from, and its tokenizer."""
     labels, head = config.task.labels, config.task.head
-    base = load_base(config.model, head, labels, seed=config.seed, dtype=base_dtype(config))
+    base = load_base(
+        config.model, head, labels, seed=config.seed, dtype=processes.base_dtype(config)
+    )
     model = attach_adapter(
         base.model.to(processes.device()), config.adapter, seed=config.seed, task=head
     )
