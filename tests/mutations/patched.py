@@ -1,5 +1,6 @@
 """One bug put into one module, in a process of its own, and the tests that should find it."""
 
+import gc
 import importlib.machinery
 import importlib.util
 import multiprocessing
@@ -90,6 +91,7 @@ def outcome(mutation: Mutation) -> tuple[int, str]:
 
 
 def _run(mutation: Mutation, sender: Connection) -> None:
+    gc.freeze()  # a search for garbage would go through, and so copy, all that was forked
     out = os.memfd_create("output")
     os.dup2(out, 1)
     os.dup2(out, 2)
