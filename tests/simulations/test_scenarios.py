@@ -47,6 +47,7 @@ def in_one_place(scenario: Path) -> list[str]:
     ]
 
 
+@pytest.mark.no_cover  # it is of the scenarios: dry runs have tests of their own
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
 def test_a_scenario_passes_its_dry_run(scenario: Path, tmp_path: Path):
     given = [*arguments(scenario), f"output.dir={tmp_path / 'run'}", "--dry-run"]
