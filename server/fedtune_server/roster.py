@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection
 
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedtune.errors import RunFailedError
@@ -52,6 +53,9 @@ def find_silos(
         for reply in replies:
             node = asked.pop(str(reply.metadata.reply_to_message_id), None)
             if node is None:  # it answers nothing that was asked
+                continue
+            if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                seen.discard(node)  # Flower's word on one that was killed: it may be back soon
                 continue
             name = (name_of or _name)(reply)
             if name in found:

@@ -6,7 +6,8 @@ import pytest
 from fedtune_client.app import make_client_app
 from fedtune_server.roster import find_silos
 from fedtune_simulations.grid import InProcessGrid
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from fedtune.errors import RunFailedError
 
@@ -52,6 +53,26 @@ def test_what_answers_no_question_is_passed_over():
             yield from super().pull_messages(message_ids)
 
     assert find(Crowded(named, ["a"]), "a") == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("code", "silos"),
+    [
+        (ErrorCode.NODE_UNAVAILABLE, {"a": 2, "b": 3}),
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, {"b": 3}),
+    ],
+)
+def test_a_node_that_was_killed_is_asked_again_and_one_that_refuses_is_not(
+    code: int, silos: dict[str, int]
+):
+    left = [code]
+
+    def app(message: Message, context: Context) -> Message:
+        if context.node_config["silo"] == "a" and left:
+            return Message(Error(left.pop(), "why"), reply_to=message)
+        return named(message, context)
+
+    assert find(InProcessGrid(app, ["a", "b"]), "ab") == silos
 
 
 def test_silence_ends_at_the_deadline_with_the_names_of_those_who_are_there():
