@@ -73,10 +73,10 @@ def run_rounds(
     made_here = False
     for number in range(len(reports) + 1, plan.federation.rounds + 1):
         began = time.monotonic()
-        if before_round is not None:
-            before_round(number)
         if plan.secure is not None and reports:
             plan = dataclasses.replace(plan, secure=plan.secure.after(reports[-1]))
+        if before_round is not None:
+            before_round(number)
         published, requests = _publish(rule, state, plan, number)
         # from here on the state is a view of the bytes that are sent; its own memory is free
         spare = state.adapter.memory if made_here and published is not state else None
