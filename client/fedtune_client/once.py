@@ -88,8 +88,8 @@ class Agreed:
         attempt = _Attempt(list(terms.silos), terms.quorum, list(terms.halvings))
         known = self._attempts.setdefault(terms.round, [])
         if attempt not in known:
-            known.append(attempt)
             self._write({"round": terms.round, **asdict(attempt)})
+            known.append(attempt)  # only what is written counts as remembered, or it never would be
 
     def check(self, number: int, survivors: Collection[str]) -> None:
         """Raise AbortError where another set of the round was signed before."""
@@ -99,8 +99,8 @@ class Agreed:
     def add(self, number: int, survivors: Collection[str]) -> None:
         """Remember the set; on disk when it returns."""
         if number not in self._survivors:
-            self._survivors[number] = sorted(survivors)
             self._write({"round": number, "survivors": sorted(survivors)})
+            self._survivors[number] = sorted(survivors)
 
     def _write(self, told: dict[str, Any]) -> None:
         if self.file is not None:

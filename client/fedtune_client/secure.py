@@ -91,6 +91,7 @@ class SecurePart:
         silo = self._at(record)
         vector = self._vector(update, spec, silo.terms)
         words = silo.mask(vector, shares, text_in(record, "shared"))
+        self.agreed.check_attempt(silo.terms, self._colluders)
         self.agreed.add_attempt(silo.terms)  # before it is sent
         array = Array("uint64", words.shape, WIRE_STYPE, words.tobytes())
         return Message(RecordDict({"masked": ArrayRecord({"words": array})}), reply_to=message)
@@ -135,13 +136,17 @@ class SecurePart:
         if terms.run != self.run_hash or terms.round > self.config.federation.rounds:
             raise AbortError("context", "the terms are of another run")
         self._silo = None
-        colluders = max(self.colluders, settings.max_colluders)
-        self.agreed.check_attempt(terms, colluders)
+        self.agreed.check_attempt(terms, self._colluders)
         fewest = self.min_silos
         if self.config.privacy.mode == "distributed":  # noise is drawn for no smaller sum
             fewest = max(fewest, self.config.federation.min_silos)
-        self._silo = Silo(self.name, self.identity, terms, self.identities, fewest, colluders)
+        self._silo = Silo(self.name, self.identity, terms, self.identities, fewest, self._colluders)
         return self._silo
+
+    @property
+    def _colluders(self) -> int:
+        """Whom to reckon with: the policy's or the run's number, whichever is larger."""
+        return max(self.colluders, self.config.secure_aggregation.max_colluders)
 
     def _at(self, record: ConfigRecord) -> Silo:
         """The round at work, if the message is of it."""

@@ -128,6 +128,25 @@ def test_a_vector_is_sent_again_only_where_quorums_share_an_honest_silo(tmp_path
                 part.answer(proposed)
 
 
+def test_what_could_not_be_written_is_not_taken_for_remembered(tmp_path: Path):
+    """The vector isn't sent then; at the next try it is, and by then it must be on disk."""
+    blocked = tmp_path / "run"
+    blocked.write_text("no folder")
+    agreed = Agreed(blocked / "agreed.jsonl")
+    with pytest.raises(OSError, match="run"):
+        agreed.add_attempt(terms(0))
+    with pytest.raises(OSError, match="run"):
+        agreed.add(1, SILOS)
+    blocked.unlink()
+    agreed.add_attempt(terms(0))
+    agreed.add(1, SILOS)
+    again = Agreed(blocked / "agreed.jsonl")
+    with pytest.raises(AbortError, match="other bounds"):
+        again.check_attempt(terms(1, halvings=(3,)), 0)
+    with pytest.raises(AbortError, match="other survivors"):
+        again.check(1, SILOS[:3])
+
+
 def test_what_was_agreed_to_is_whole_after_a_loss_of_power(tmp_path: Path):
     masked(parts(tmp_path), terms(0))
     file = tmp_path / f"{SILOS[0]}.jsonl"
