@@ -1,11 +1,12 @@
 """What secure aggregation costs a silo and the coordinator, beside Flower 1.41's own client code.
 
-    python -m benchmarks.secure_aggregation [--parts flower large many masks]
+    python -m benchmarks.secure_aggregation [--parts flower large many masks reach]
 
 CPU seconds of this process, one thread, the whole protocol: keys, shares, encoding, masks, signed
 sets, unmasking, without the network. `flower` puts the same vector through both in turn, `large`
 is 20 million parameters, `many` is the growth with the number of silos, with the largest number of
-them that a round bears lost after sharing their secrets, `masks` is speed, bytes and error.
+them that a round bears lost after sharing their secrets, `masks` is speed, bytes and error, `reach`
+how wide a bound is by default beside a delta.
 """
 
 import argparse
@@ -21,7 +22,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.flower_secagg import FlowerSilo, shared
 from benchmarks.machine import machine
+from fedtune.config.secure_aggregation import SecureAggregationConfig
+from fedtune.config.training import TrainingConfig
 from fedtune.secagg.coordinator import Coordinator
+from fedtune.secagg.fixed_point import FixedPoint
 from fedtune.secagg.masks import WORD, add_mask
 from fedtune.secagg.silo import Silo
 from fedtune.secagg.terms import Terms, choose
@@ -181,6 +185,23 @@ def many() -> None:
         )
 
 
+def reach() -> None:
+    print("\nsteps of AdamW on noise  default bound over sigma  error of the mean of 10")
+    for steps in (10, 100, 1000):
+        weights = torch.zeros(10**5, requires_grad=True)
+        optimizer = torch.optim.AdamW([weights], lr=1e-4, weight_decay=0.0)
+        drawn = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            weights.grad = torch.randn(weights.shape, generator=drawn)
+            optimizer.step()
+        training = TrainingConfig(learning_rate=1e-4, max_steps=steps)
+        bound = SecureAggregationConfig(enabled=True).bound_in(training)
+        ratio = bound / float(weights.detach().std())
+        # uniform rounding: a step over the root of six, a silo
+        error = 2 * ratio / (FixedPoint(1, 10).levels - 1) / 6**0.5
+        print(f"{steps:23}  {ratio:24.1f}  {error:.1e}")
+
+
 def _settled(silos: int) -> tuple[int, ...]:
     """The halvings of later rounds; found with fewer numbers, whose size is the same."""
     halvings: tuple[int, ...] = (0,)
@@ -208,7 +229,7 @@ def masks() -> None:
         )
 
 
-PARTS = {"flower": flower, "masks": masks, "large": large, "many": many}
+PARTS = {"flower": flower, "masks": masks, "reach": reach, "large": large, "many": many}
 
 
 def main() -> None:
