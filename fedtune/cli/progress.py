@@ -200,8 +200,8 @@ def _round(report: "RoundReport") -> str:
         None if report.loss is None else f"loss {report.loss:.4f}",
         None if report.silos is None else f"{len(report.silos)} silos",
         f"{len(report.failures)} failed" if report.failures else None,
-        *(report.rounding.remarks() if report.rounding else ()),
         None if report.seconds is None else f"{report.seconds:.1f} s",
+        *(report.rounding.remarks() if report.rounding else ()),
     ]
     shown = ", ".join(part for part in parts if part is not None)
     return f"round {report.round}: {shown or 'finished'}"

@@ -1,16 +1,18 @@
 """What is seen of a run: on a terminal and elsewhere, and that `--json` stays clean."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
 
 import pytest
-from fedtune_server.reports import RoundReport
+from fedtune_server.reports import RoundingReport, RoundReport
 from fedtune_simulations.events import Working
 from rich.console import Console
 
 from fedtune.cli.main import main
 from fedtune.cli.progress import LiveRounds, simulation_progress, training_progress
+from fedtune.cli.server import _round as server_round
 from fedtune.training.events import Evaluated, StepDone
 
 
@@ -52,6 +54,27 @@ def test_rounds_elsewhere_are_a_line_each() -> None:
         "round 2: loss 0.2500, 2 silos, 1.5 s",
         "comparing: each silo alone, then central",
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "cut", "said"),
+    [
+        (4e-4, 0, ""),
+        (0.0184, 0, ", rounded to 1.8%"),
+        (4e-4, 1200, ", 1,200 of 5,000 numbers cut to their bounds"),
+        (None, 0, ", lost in rounding"),
+    ],
+)
+def test_a_secure_round_says_what_was_cut_or_lost_in_rounding(
+    error: float | None, cut: int, said: str
+) -> None:
+    rounding = RoundingReport(99, [0], [3], 1e-6, error, 5000, cut)
+    told, text = dataclasses.replace(report(1), rounding=rounding), io.StringIO()
+    with simulation_progress(1, Console(file=text, width=120)) as shown:
+        shown.round(told)
+    assert text.getvalue() == f"round 1: loss 0.5000, 2 silos, 1.5 s{said}\n"
+    line = json.loads(json.dumps(dataclasses.asdict(told)))  # as `server status` reads it
+    assert server_round(line) == f"round 1, loss 0.5000, 2 silos, 1.5 s{said}"
 
 
 def test_a_terminal_shows_the_latest_rounds_and_who_trains_now() -> None:
